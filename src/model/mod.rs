@@ -1,0 +1,14 @@
+//! The words that every layer shares: identities, verdicts, thresholds, moments.
+//!
+//! A value of one of these types is legal by construction, so nobody below checks it again.
+//! Nothing here does I/O, and nothing here knows OTLP's encoding (`wire` does).
+
+mod id;
+mod member;
+mod moment;
+mod verdict;
+
+pub use id::{FragmentHash, SpanId, TraceId};
+pub use member::{Fingerprint, Incarnation, Member, MemberError};
+pub use moment::{Moment, SteadyClock};
+pub use verdict::{Randomness, Threshold, Verdict, VerdictId};

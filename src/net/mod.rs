@@ -1,0 +1,8 @@
+//! Sockets and protocols: OTLP servers over gRPC and HTTP, gRPC and HTTP clients, byte admission,
+//! and the one table of statuses. Knows nothing about rings, traces or policies.
+
+pub mod admission;
+pub mod client;
+pub mod metadata;
+pub mod server;
+pub mod status;

@@ -1,0 +1,1 @@
+//! Protobuf fields: tags, varints, lengths, and skipping what is not understood.

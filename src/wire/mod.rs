@@ -1,0 +1,29 @@
+//! OTLP traces as bytes: what is in a message, cut by trace, cut by owner, put together again.
+//!
+//! Nobody here builds protobuf structs. A *fragment* is one trace's spans inside one
+//! `ResourceSpans` of one request, logically an `ExportTraceServiceRequest` of its own:
+//!
+//! ```text
+//! 0A len { resource header · for each ScopeSpans with spans of the trace: 12 len { scope header · (12 len span)* } }
+//! ```
+//!
+//! A *header* is everything in its message but the children, in order, as raw bytes: the
+//! `Resource` or `InstrumentationScope`, the schema URL, and every field we do not know. Tags and
+//! lengths that we write are minimal; what we copy is copied as it came. Therefore
+//! `fragment(split(m)) = fragment(m)` byte for byte, for any partition and any concatenation.
+//! Unknown fields beside `resource_spans` at the top of a request belong to no trace and are left
+//! behind.
+//!
+//! Source of the format: opentelemetry-proto v1.11.0 trace.proto and protobuf's encoding rules.
+//! This folder knows nothing of sockets, files, owners or policies.
+
+mod assemble;
+mod field;
+mod fragment;
+mod scan;
+mod split;
+
+pub use assemble::{BatchBuilder, span_id_of, spans_in};
+pub use fragment::{Fragment, FragmentView, Fragments, HeaderView, ScopeView};
+pub use scan::{RejectReason, Rejection, Rejections, Scan, ScanError, ScanLimits, SpanEntry};
+pub use split::{Part, split};
