@@ -3,12 +3,14 @@
 //! A value of one of these types is legal by construction, so nobody below checks it again.
 //! Nothing here does I/O, and nothing here knows OTLP's encoding (`wire` does).
 
+mod extent;
 mod id;
 mod member;
 mod moment;
 mod verdict;
 
+pub use extent::{Extent, SegmentId};
 pub use id::{FragmentHash, SpanId, TraceId};
 pub use member::{Fingerprint, Incarnation, Member, MemberError};
 pub use moment::{Moment, SteadyClock};
-pub use verdict::{Randomness, Threshold, Verdict, VerdictId};
+pub use verdict::{Decision, Randomness, Threshold, Verdict, VerdictId};

@@ -3,7 +3,7 @@
 //! Thresholds are those of the OpenTelemetry specification "Probability sampling with
 //! TraceState": 56 bits, T = 2^56 × (1 − probability); a trace is kept if its randomness R ≥ T.
 
-use crate::model::TraceId;
+use crate::model::{Moment, TraceId};
 
 /// What was decided about a whole trace.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -25,6 +25,20 @@ pub struct Threshold(u64);
 /// with a seed and stays independent of these.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct Randomness(u64);
+
+/// A verdict with all that must be remembered of it: late spans obey it, exports carry it, and a
+/// handed-over trace takes it along.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Decision {
+    pub trace: TraceId,
+    pub verdict: Verdict,
+    pub id: VerdictId,
+    pub threshold: Threshold,
+    /// The policy that kept it, by its place in the file.
+    pub policy: Option<u16>,
+    pub rules_version: u64,
+    pub decided_at: Moment,
+}
 
 const RANGE: u64 = 1 << 56;
 

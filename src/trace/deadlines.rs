@@ -1,0 +1,111 @@
+//! When a trace is complete: the earliest of four moments.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use crate::model::{Moment, TraceId};
+use crate::policy::Timing;
+use crate::trace::TraceEntry;
+
+/// What made a trace complete. Also a metric label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum DecideReason {
+    /// `decision_wait` after the first span.
+    DecisionWait,
+    /// `quiet_period` after the last span.
+    QuietPeriod,
+    /// `decision_wait_after_root_received` after the root span.
+    AfterRoot,
+    /// The trace reached its bound of spans or bytes.
+    TraceBound,
+}
+
+/// The traces of a shard by the moment at which to look at them again.
+///
+/// One entry a trace, pushed when the trace begins. A span that moves the deadline later does not
+/// touch the heap: the entry comes up, is found early, and goes back with the new moment. A moment
+/// that became *earlier* (the root arrived) is pushed as a second entry; the stale one finds the
+/// trace gone. So a busy trace costs two pushes, not one for each span.
+#[derive(Debug, Default)]
+pub struct Deadlines {
+    heap: BinaryHeap<Reverse<(Moment, TraceId)>>,
+}
+
+impl DecideReason {
+    pub const ALL: [Self; 4] = [
+        Self::DecisionWait,
+        Self::QuietPeriod,
+        Self::AfterRoot,
+        Self::TraceBound,
+    ];
+
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::DecisionWait => "decision_wait",
+            Self::QuietPeriod => "quiet_period",
+            Self::AfterRoot => "after_root",
+            Self::TraceBound => "trace_bound",
+        }
+    }
+}
+
+/// The moment at which this trace is complete, and why then. The trace's own bound is not here:
+/// it is met when a fragment arrives.
+pub(crate) fn deadline(entry: &TraceEntry, timing: &Timing) -> (Moment, DecideReason) {
+    let mut earliest = (
+        entry.first_seen + timing.decision_wait,
+        DecideReason::DecisionWait,
+    );
+    if let Some(quiet) = timing.quiet_period {
+        let moment = entry.last_seen + quiet;
+        if moment < earliest.0 {
+            earliest = (moment, DecideReason::QuietPeriod);
+        }
+    }
+    if let (Some(wait), Some(root_seen)) =
+        (timing.decision_wait_after_root_received, entry.root_seen)
+    {
+        let moment = root_seen + wait;
+        if moment < earliest.0 {
+            earliest = (moment, DecideReason::AfterRoot);
+        }
+    }
+    earliest
+}
+
+impl Deadlines {
+    pub fn push(&mut self, at: Moment, trace: TraceId) {
+        self.heap.push(Reverse((at, trace)));
+    }
+
+    /// When the next trace wants to be looked at.
+    pub fn next(&self) -> Option<Moment> {
+        self.heap.peek().map(|Reverse((at, _))| *at)
+    }
+
+    /// The next trace whose moment has come. The caller decides it, pushes it again, or finds that
+    /// it is gone.
+    pub fn pop_due(&mut self, now: Moment) -> Option<TraceId> {
+        let Reverse((at, trace)) = *self.heap.peek()?;
+        if at > now {
+            return None;
+        }
+        self.heap.pop();
+        Some(trace)
+    }
+
+    pub fn len(&self) -> usize {
+        self.heap.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.heap.is_empty()
+    }
+
+    /// Gives memory back after a burst: capacity follows the length down, at a quarter.
+    pub fn shrink(&mut self) {
+        if self.heap.capacity() > 1024 && self.heap.len() < self.heap.capacity() / 4 {
+            self.heap.shrink_to(self.heap.len() * 2);
+        }
+    }
+}

@@ -1,0 +1,321 @@
+//! Remembered verdicts: what late spans obey and by what retries are recognised after the verdict.
+//!
+//! Decisions outlive the data they were made on. They are forgotten by age, and before that, oldest
+//! first, when the byte bound is reached (counted by the caller, who sees how many went). The log
+//! holds them too; before a segment goes, [`Decisions::carry_forward`] says which of its decisions
+//! must be written again.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+use std::time::Duration;
+
+use hashbrown::HashTable;
+
+use crate::model::{Decision, FragmentHash, Moment, SegmentId, TraceId};
+
+/// How long and how much to remember.
+#[derive(Debug, Clone, Copy)]
+pub struct DecisionMemory {
+    pub bytes_max: usize,
+    /// Decisions: 10 minutes.
+    pub decisions: Duration,
+    /// Hashes of what a KEEP exported: 5 minutes.
+    pub exported_hashes: Duration,
+}
+
+/// A decision and what it exported.
+#[derive(Debug, Clone)]
+pub struct Remembered {
+    pub decision: Decision,
+    exported: Vec<[u8; 16]>,
+    exported_until: Moment,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Decisions {
+    memory: DecisionMemory,
+    table: HashTable<Remembered>,
+    hasher: foldhash::fast::RandomState,
+    /// Every remembered trace in the order it was decided; `first` is the front's number.
+    order: VecDeque<TraceId>,
+    first: u64,
+    /// Which numbers a segment has records of: as verdicts, then as checkpoints.
+    recorded: BTreeMap<SegmentId, Vec<Range<u64>>>,
+    /// When to look at whose exported hashes again.
+    hashes_expire: VecDeque<(Moment, TraceId)>,
+    bytes: usize,
+}
+
+/// What one decision costs: its place in a table at 7/8 load after doubling (so up to 16/7 of it),
+/// and its number in `order`.
+const DECISION_BYTES: usize = size_of::<Remembered>() * 16 / 7 + size_of::<TraceId>();
+const HASH_BYTES: usize = 16;
+
+impl Remembered {
+    pub fn exported(&self, hash: FragmentHash) -> bool {
+        self.exported.contains(&hash.0.to_le_bytes())
+    }
+}
+
+impl Decisions {
+    pub fn new(memory: DecisionMemory) -> Self {
+        Self {
+            memory,
+            table: HashTable::new(),
+            hasher: foldhash::fast::RandomState::default(),
+            order: VecDeque::new(),
+            first: 0,
+            recorded: BTreeMap::new(),
+            hashes_expire: VecDeque::new(),
+            bytes: 0,
+        }
+    }
+
+    fn hash(&self, trace: TraceId) -> u64 {
+        use std::hash::BuildHasher;
+        self.hasher.hash_one(trace.as_bytes())
+    }
+
+    pub fn get(&self, trace: TraceId) -> Option<&Remembered> {
+        self.table
+            .find(self.hash(trace), |held| held.decision.trace == trace)
+    }
+
+    fn get_mut(&mut self, trace: TraceId) -> Option<&mut Remembered> {
+        let hash = self.hash(trace);
+        self.table
+            .find_mut(hash, |held| held.decision.trace == trace)
+    }
+
+    /// Remembers a new decision, recorded in a segment. The trace has none yet: whoever decides
+    /// looked here first. Returns how many old ones had to go for it before their time.
+    pub fn remember(&mut self, decision: Decision, recorded_in: SegmentId) -> usize {
+        use std::hash::BuildHasher;
+        if let Some(held) = self.get_mut(decision.trace) {
+            held.decision = decision;
+            return 0;
+        }
+        let number = self.first + self.order.len() as u64;
+        self.order.push_back(decision.trace);
+        self.record(recorded_in, number..number + 1);
+        let hasher = &self.hasher;
+        self.table.insert_unique(
+            hasher.hash_one(decision.trace.as_bytes()),
+            Remembered {
+                decision,
+                exported: Vec::new(),
+                exported_until: Moment::ZERO,
+            },
+            |held| hasher.hash_one(held.decision.trace.as_bytes()),
+        );
+        self.bytes += DECISION_BYTES;
+        let mut forgotten = 0;
+        while self.bytes > self.memory.bytes_max && self.order.len() > 1 {
+            self.forget_oldest();
+            forgotten += 1;
+        }
+        forgotten
+    }
+
+    /// These fragments of a kept trace are at the backend.
+    pub fn note_exported(
+        &mut self,
+        trace: TraceId,
+        hashes: impl IntoIterator<Item = FragmentHash>,
+        now: Moment,
+    ) {
+        let until = now + self.memory.exported_hashes;
+        let Some(held) = self.get_mut(trace) else {
+            return;
+        };
+        let before = held.exported.len();
+        held.exported
+            .extend(hashes.into_iter().map(|hash| hash.0.to_le_bytes()));
+        held.exported.shrink_to_fit();
+        held.exported_until = until;
+        self.bytes +=
+            (self.get(trace).map_or(before, |held| held.exported.len()) - before) * HASH_BYTES;
+        self.hashes_expire.push_back((until, trace));
+    }
+
+    /// Forgets what is too old.
+    pub fn expire(&mut self, now: Moment) {
+        while let Some(&(at, trace)) = self.hashes_expire.front() {
+            if at > now {
+                break;
+            }
+            self.hashes_expire.pop_front();
+            let Some(held) = self.get_mut(trace) else {
+                continue;
+            };
+            if held.exported_until <= now {
+                let gone = std::mem::take(&mut held.exported);
+                self.bytes -= gone.len() * HASH_BYTES;
+            }
+        }
+        while let Some(oldest) = self.order.front().and_then(|trace| self.get(*trace)) {
+            if oldest.decision.decided_at + self.memory.decisions > now {
+                break;
+            }
+            self.forget_oldest();
+        }
+        if self.table.capacity() > 1024 && self.table.len() < self.table.capacity() / 4 {
+            use std::hash::BuildHasher;
+            let hasher = &self.hasher;
+            self.table.shrink_to(self.table.len() * 2, |held| {
+                hasher.hash_one(held.decision.trace.as_bytes())
+            });
+            self.order.shrink_to(self.order.len() * 2);
+        }
+    }
+
+    fn forget_oldest(&mut self) {
+        let Some(trace) = self.order.pop_front() else {
+            return;
+        };
+        self.first += 1;
+        let hash = self.hash(trace);
+        if let Ok(found) = self
+            .table
+            .find_entry(hash, |held| held.decision.trace == trace)
+        {
+            let (gone, _) = found.remove();
+            self.bytes -= DECISION_BYTES + gone.exported.len() * HASH_BYTES;
+        }
+    }
+
+    fn record(&mut self, segment: SegmentId, numbers: Range<u64>) {
+        let ranges = self.recorded.entry(segment).or_default();
+        match ranges.last_mut() {
+            Some(last) if last.end == numbers.start => last.end = numbers.end,
+            _ => ranges.push(numbers),
+        }
+    }
+
+    /// A segment is about to go: the decisions that only it records and that are still remembered.
+    /// The caller writes them as a checkpoint and says where with [`Decisions::carried`].
+    pub fn carry_forward(&mut self, segment: SegmentId) -> (Vec<Decision>, Vec<Range<u64>>) {
+        let ranges: Vec<Range<u64>> = self
+            .recorded
+            .remove(&segment)
+            .unwrap_or_default()
+            .into_iter()
+            .map(|range| range.start.max(self.first)..range.end)
+            .filter(|range| range.start < range.end)
+            .collect();
+        let decisions = ranges
+            .iter()
+            .flat_map(Range::clone)
+            .filter_map(|number| self.order.get((number - self.first) as usize))
+            .filter_map(|trace| self.get(*trace))
+            .map(|held| held.decision)
+            .collect();
+        (decisions, ranges)
+    }
+
+    pub fn carried(&mut self, ranges: Vec<Range<u64>>, into: SegmentId) {
+        for range in ranges {
+            self.record(into, range);
+        }
+    }
+
+    /// Every remembered decision, oldest first.
+    pub fn all(&self) -> impl Iterator<Item = &Decision> {
+        self.order
+            .iter()
+            .filter_map(|trace| self.get(*trace))
+            .map(|held| &held.decision)
+    }
+
+    pub fn len(&self) -> usize {
+        self.order.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Threshold, Verdict, VerdictId};
+
+    fn memory(bytes_max: usize) -> DecisionMemory {
+        DecisionMemory {
+            bytes_max,
+            decisions: Duration::from_secs(600),
+            exported_hashes: Duration::from_secs(300),
+        }
+    }
+
+    fn decision(n: u32, at: Moment) -> Decision {
+        let mut id = [1; 16];
+        id[..4].copy_from_slice(&n.to_be_bytes());
+        Decision {
+            trace: TraceId::new(id).unwrap(),
+            verdict: Verdict::Keep,
+            id: VerdictId(n),
+            threshold: Threshold::ALWAYS,
+            policy: None,
+            rules_version: 1,
+            decided_at: at,
+        }
+    }
+
+    fn at(seconds: u64) -> Moment {
+        Moment::ZERO + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn decisions_are_forgotten_by_age_and_hashes_earlier() {
+        let mut decisions = Decisions::new(memory(usize::MAX));
+        let kept = decision(1, at(0));
+        decisions.remember(kept, SegmentId(1));
+        decisions.note_exported(kept.trace, [FragmentHash(7)], at(10));
+        decisions.expire(at(309));
+        assert!(decisions.get(kept.trace).unwrap().exported(FragmentHash(7)));
+        decisions.expire(at(310));
+        assert!(!decisions.get(kept.trace).unwrap().exported(FragmentHash(7)));
+        decisions.expire(at(599));
+        assert!(decisions.get(kept.trace).is_some());
+        decisions.expire(at(600));
+        assert!(decisions.get(kept.trace).is_none());
+        assert_eq!((decisions.len(), decisions.bytes()), (0, 0));
+    }
+
+    #[test]
+    fn the_byte_bound_forgets_the_oldest_first_and_says_so() {
+        let mut decisions = Decisions::new(memory(DECISION_BYTES * 10));
+        let forgotten: usize = (0..25)
+            .map(|n| decisions.remember(decision(n, at(u64::from(n))), SegmentId(1)))
+            .sum();
+        assert_eq!((decisions.len(), forgotten), (10, 15));
+        assert!(decisions.get(decision(14, at(0)).trace).is_none());
+        assert!(decisions.get(decision(15, at(0)).trace).is_some());
+    }
+
+    #[test]
+    fn a_decision_is_carried_forward_until_it_is_forgotten() {
+        let mut decisions = Decisions::new(memory(usize::MAX));
+        for n in 0..4 {
+            decisions.remember(decision(n, at(u64::from(n))), SegmentId(1 + n / 2));
+        }
+        decisions.expire(at(600));
+        let (carried, ranges) = decisions.carry_forward(SegmentId(1));
+        assert_eq!(carried.iter().map(|d| d.id.0).collect::<Vec<_>>(), [1]);
+        decisions.carried(ranges, SegmentId(3));
+        assert_eq!(decisions.carry_forward(SegmentId(1)).0.len(), 0);
+        let (carried, ranges) = decisions.carry_forward(SegmentId(3));
+        assert_eq!(carried.len(), 1);
+        decisions.carried(ranges, SegmentId(4));
+        assert_eq!(decisions.carry_forward(SegmentId(2)).0.len(), 2);
+        decisions.expire(at(10_000));
+        assert_eq!(decisions.carry_forward(SegmentId(4)).0.len(), 0);
+    }
+}

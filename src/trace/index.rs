@@ -1,0 +1,354 @@
+//! The traces a shard holds: undecided ones, and kept ones that the backend has not got yet.
+
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
+use std::collections::HashSet;
+
+use crate::model::{Decision, Extent, FragmentHash, Moment, SegmentId, TraceId};
+use crate::policy::Timing;
+use crate::trace::DecideReason;
+use crate::trace::deadlines::deadline;
+
+/// Where one fragment lies, and its identity. 28 bytes: an 80-span trace has about ten of them,
+/// and they are most of what a trace costs in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FragmentRef {
+    /// `u128` would be aligned to 16 bytes and cost 48 instead of 28.
+    hash: [u8; 16],
+    segment: u32,
+    offset: u32,
+    len: u32,
+}
+
+/// How far a trace that is in the index has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    Undecided,
+    /// Its verdict is KEEP; the fragments listed are those that were not exported yet.
+    Kept {
+        /// An exporter has the first so many fragments.
+        exporting: u32,
+        /// It stands in the export queue.
+        queued: bool,
+    },
+}
+
+#[derive(Debug, Clone)]
+pub struct TraceEntry {
+    pub first_seen: Moment,
+    pub last_seen: Moment,
+    pub root_seen: Option<Moment>,
+    pub spans: u32,
+    /// Wire bytes of its spans.
+    pub span_bytes: u64,
+    pub stage: Stage,
+    /// What was decided, once it was. Kept here too because a kept trace may wait for its backend
+    /// longer than decisions are remembered.
+    pub decision: Option<Box<Decision>>,
+    /// In the order they were appended.
+    fragments: Vec<FragmentRef>,
+    /// Their hashes, once there are many.
+    many: Option<Box<HashSet<[u8; 16], foldhash::fast::RandomState>>>,
+}
+
+/// Up to so many fragments a trace's hashes are looked through one by one (1.8 kB, a few cache
+/// lines). A client that exports each span alone makes thousands; those get a set, or the 32,000th
+/// would be the 500-millionth comparison.
+const LOOKED_THROUGH_MAX: usize = 64;
+
+/// All traces in hand, by trace ID.
+///
+/// Hashed with a random key of this process: trace IDs are chosen by whoever sends them.
+#[derive(Debug)]
+pub struct Index {
+    table: HashTable<(TraceId, TraceEntry)>,
+    hasher: foldhash::fast::RandomState,
+    undecided: usize,
+    undecided_spans: u64,
+}
+
+impl FragmentRef {
+    pub fn new(hash: FragmentHash, extent: Extent) -> Self {
+        Self {
+            hash: hash.0.to_le_bytes(),
+            segment: extent.segment.0,
+            offset: extent.offset,
+            len: extent.len,
+        }
+    }
+
+    pub fn hash(&self) -> FragmentHash {
+        FragmentHash(u128::from_le_bytes(self.hash))
+    }
+
+    pub fn extent(&self) -> Extent {
+        Extent {
+            segment: SegmentId(self.segment),
+            offset: self.offset,
+            len: self.len,
+        }
+    }
+}
+
+impl TraceEntry {
+    pub fn begin(now: Moment, stage: Stage) -> Self {
+        Self {
+            first_seen: now,
+            last_seen: now,
+            root_seen: None,
+            spans: 0,
+            span_bytes: 0,
+            stage,
+            decision: None,
+            fragments: Vec::new(),
+            many: None,
+        }
+    }
+
+    pub fn fragments(&self) -> &[FragmentRef] {
+        &self.fragments
+    }
+
+    pub fn holds(&self, hash: FragmentHash) -> bool {
+        let wanted = hash.0.to_le_bytes();
+        match &self.many {
+            Some(hashes) => hashes.contains(&wanted),
+            None => self.fragments.iter().any(|held| held.hash == wanted),
+        }
+    }
+
+    pub fn push(&mut self, fragment: FragmentRef) {
+        self.fragments.push(fragment);
+        if let Some(hashes) = &mut self.many {
+            hashes.insert(fragment.hash);
+        } else if self.fragments.len() > LOOKED_THROUGH_MAX {
+            self.many = Some(Box::new(
+                self.fragments.iter().map(|held| held.hash).collect(),
+            ));
+        }
+    }
+
+    /// Takes out the fragments for which `gone` says so.
+    pub fn take(&mut self, mut gone: impl FnMut(&FragmentRef) -> bool) -> Vec<FragmentRef> {
+        let (taken, left) = std::mem::take(&mut self.fragments)
+            .into_iter()
+            .partition(|held| gone(held));
+        self.fragments = left;
+        if let Some(hashes) = &mut self.many {
+            for fragment in &taken {
+                let fragment: &FragmentRef = fragment;
+                hashes.remove(&fragment.hash);
+            }
+        }
+        taken
+    }
+
+    pub fn tail(&self) -> Option<Extent> {
+        self.fragments.last().map(FragmentRef::extent)
+    }
+
+    /// When this trace is complete, and why then.
+    pub fn deadline(&self, timing: &Timing) -> (Moment, DecideReason) {
+        deadline(self, timing)
+    }
+}
+
+impl Default for Index {
+    fn default() -> Self {
+        Self {
+            table: HashTable::new(),
+            hasher: foldhash::fast::RandomState::default(),
+            undecided: 0,
+            undecided_spans: 0,
+        }
+    }
+}
+
+impl Index {
+    fn hash(&self, trace: TraceId) -> u64 {
+        use std::hash::BuildHasher;
+        self.hasher.hash_one(trace.as_bytes())
+    }
+
+    pub fn get(&self, trace: TraceId) -> Option<&TraceEntry> {
+        self.table
+            .find(self.hash(trace), |(id, _)| *id == trace)
+            .map(|(_, entry)| entry)
+    }
+
+    pub fn get_mut(&mut self, trace: TraceId) -> Option<&mut TraceEntry> {
+        let hash = self.hash(trace);
+        self.table
+            .find_mut(hash, |(id, _)| *id == trace)
+            .map(|(_, entry)| entry)
+    }
+
+    /// The trace's entry, begun now if there is none. True if it was begun.
+    pub fn begin(&mut self, trace: TraceId, now: Moment, stage: Stage) -> (&mut TraceEntry, bool) {
+        use std::hash::BuildHasher;
+        let hash = self.hash(trace);
+        let hasher = &self.hasher;
+        match self.table.entry(
+            hash,
+            |(id, _)| *id == trace,
+            |(id, _)| hasher.hash_one(id.as_bytes()),
+        ) {
+            Entry::Occupied(held) => (&mut held.into_mut().1, false),
+            Entry::Vacant(place) => {
+                if stage == Stage::Undecided {
+                    self.undecided += 1;
+                }
+                let entry = TraceEntry::begin(now, stage);
+                (&mut place.insert((trace, entry)).into_mut().1, true)
+            }
+        }
+    }
+
+    /// Spans that an undecided trace got.
+    pub fn count_spans(&mut self, spans: u32) {
+        self.undecided_spans += u64::from(spans);
+    }
+
+    /// The trace is decided: it stays as kept, or is taken out.
+    pub fn decide_keep(&mut self, trace: TraceId) -> Option<&mut TraceEntry> {
+        let hash = self.hash(trace);
+        let (_, entry) = self.table.find_mut(hash, |(id, _)| *id == trace)?;
+        if entry.stage == Stage::Undecided {
+            self.undecided -= 1;
+            self.undecided_spans -= u64::from(entry.spans);
+            entry.stage = Stage::Kept {
+                exporting: 0,
+                queued: false,
+            };
+        }
+        Some(entry)
+    }
+
+    pub fn remove(&mut self, trace: TraceId) -> Option<TraceEntry> {
+        let hash = self.hash(trace);
+        let found = self.table.find_entry(hash, |(id, _)| *id == trace).ok()?;
+        let ((_, entry), _) = found.remove();
+        if entry.stage == Stage::Undecided {
+            self.undecided -= 1;
+            self.undecided_spans -= u64::from(entry.spans);
+        }
+        Some(entry)
+    }
+
+    pub fn traces(&self) -> impl Iterator<Item = (TraceId, &TraceEntry)> {
+        self.table.iter().map(|(trace, entry)| (*trace, entry))
+    }
+
+    pub fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.table.is_empty()
+    }
+
+    pub fn undecided(&self) -> usize {
+        self.undecided
+    }
+
+    pub fn undecided_spans(&self) -> u64 {
+        self.undecided_spans
+    }
+
+    /// Gives memory back after a burst: capacity follows the length down, at a quarter.
+    pub fn shrink(&mut self) {
+        use std::hash::BuildHasher;
+        if self.table.capacity() > 1024 && self.table.len() < self.table.capacity() / 4 {
+            let hasher = &self.hasher;
+            self.table.shrink_to(self.table.len() * 2, |(id, _)| {
+                hasher.hash_one(id.as_bytes())
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn trace(n: u8) -> TraceId {
+        TraceId::new([n; 16]).unwrap()
+    }
+
+    #[test]
+    fn a_fragment_costs_28_bytes() {
+        assert_eq!(size_of::<FragmentRef>(), 28);
+    }
+
+    #[test]
+    fn retries_are_recognised_among_few_and_among_many_fragments() {
+        let extent = Extent {
+            segment: SegmentId(1),
+            offset: 0,
+            len: 1,
+        };
+        let mut entry = TraceEntry::begin(Moment::ZERO, Stage::Undecided);
+        for n in 0..200 {
+            assert!(!entry.holds(FragmentHash(n)));
+            entry.push(FragmentRef::new(FragmentHash(n), extent));
+            assert!(entry.holds(FragmentHash(n)));
+        }
+        let taken = entry.take(|held| held.hash().0 < 150);
+        assert_eq!((taken.len(), entry.fragments().len()), (150, 50));
+        assert!(!entry.holds(FragmentHash(0)));
+        assert!(entry.holds(FragmentHash(199)));
+    }
+
+    #[test]
+    fn the_earliest_of_the_moments_decides() {
+        let second = Duration::from_secs;
+        let at = |s: u64| Moment::ZERO + second(s);
+        let timing = |quiet: Option<u64>, root: Option<u64>| Timing {
+            decision_wait: second(30),
+            quiet_period: quiet.map(second),
+            decision_wait_after_root_received: root.map(second),
+        };
+        let mut entry = TraceEntry::begin(at(100), Stage::Undecided);
+        entry.last_seen = at(110);
+        let rows = [
+            (None, None, None, 130, DecideReason::DecisionWait),
+            (Some(5), None, None, 115, DecideReason::QuietPeriod),
+            (Some(25), None, None, 130, DecideReason::DecisionWait),
+            (None, Some(2), None, 130, DecideReason::DecisionWait),
+            (None, Some(2), Some(105), 107, DecideReason::AfterRoot),
+            (Some(5), Some(2), Some(105), 107, DecideReason::AfterRoot),
+            (Some(5), Some(20), Some(105), 115, DecideReason::QuietPeriod),
+            (None, Some(60), Some(105), 130, DecideReason::DecisionWait),
+        ];
+        for (quiet, root, root_seen, expected, reason) in rows {
+            entry.root_seen = root_seen.map(at);
+            assert_eq!(
+                entry.deadline(&timing(quiet, root)),
+                (at(expected), reason),
+                "quiet {quiet:?} root {root:?} seen {root_seen:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn counts_of_undecided_return_to_zero() {
+        let mut index = Index::default();
+        for n in 1..=100 {
+            let (entry, begun) = index.begin(trace(n), Moment::ZERO, Stage::Undecided);
+            assert!(begun);
+            entry.spans += 3;
+            index.count_spans(3);
+        }
+        assert_eq!((index.undecided(), index.undecided_spans()), (100, 300));
+        for n in 1..=50 {
+            assert!(index.decide_keep(trace(n)).is_some());
+        }
+        for n in 1..=100 {
+            assert!(index.remove(trace(n)).is_some());
+        }
+        assert_eq!((index.undecided(), index.undecided_spans()), (0, 0));
+        assert!(index.is_empty());
+    }
+}
