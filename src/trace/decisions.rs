@@ -220,6 +220,12 @@ impl Decisions {
         }
     }
 
+    /// These decisions, by their place in [`Decisions::all`], are recorded in a segment too.
+    pub fn recorded_again(&mut self, places: Range<usize>, segment: SegmentId) {
+        let numbers = self.first + places.start as u64..self.first + places.end as u64;
+        self.record(segment, numbers);
+    }
+
     /// Every remembered decision, oldest first.
     pub fn all(&self) -> impl Iterator<Item = &Decision> {
         self.order

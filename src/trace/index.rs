@@ -209,6 +209,11 @@ impl Index {
         self.undecided_spans += u64::from(spans);
     }
 
+    /// Spans that an undecided trace lost again: they could not be written.
+    pub fn uncount_spans(&mut self, spans: u32) {
+        self.undecided_spans -= u64::from(spans);
+    }
+
     /// The trace is decided: it stays as kept, or is taken out.
     pub fn decide_keep(&mut self, trace: TraceId) -> Option<&mut TraceEntry> {
         let hash = self.hash(trace);

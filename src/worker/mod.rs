@@ -1,1 +1,21 @@
-//! (being built)
+//! A worker: owns complete traces, judges them, exports what is kept.
+//!
+//! Reading order: `ingest` (from a message to acknowledged fragments) → `shard` (the state
+//! machine that owns traces) → `shard_thread` and `disk` (the threads that run it and write for it)
+//! → `exporter` (from a verdict to the backend's OK) → `export` (destinations). `forward` passes on
+//! what belongs to others.
+
+pub mod export;
+
+mod disk;
+mod exporter;
+mod forward;
+mod ingest;
+mod metrics;
+mod shard;
+mod shard_thread;
+mod start;
+
+pub use disk::AckLevel;
+pub use metrics::WorkerMetrics;
+pub use start::{StartError, Worker, WorkerConfig};

@@ -1,0 +1,287 @@
+//! Takes kept traces from a shard, reads them back, and sees them to the backend.
+//!
+//! The exporter pulls: a shard never pushes and never waits. Traces are grouped into messages by
+//! bytes and within a message by resource; a trace larger than a message goes out in several. Only
+//! when the backend has all of a piece of work does the shard hear of it, and only then may the log
+//! forget it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue};
+use tokio::task::JoinHandle;
+
+use crate::log::{Disk, ReadError, Volume};
+use crate::model::{Extent, Member, SteadyClock, TraceId, VerdictId};
+use crate::net::metadata;
+use crate::wire::{BatchBuilder, span_id_of, spans_in};
+use crate::worker::export::{Batch, Delivery, Destination};
+use crate::worker::metrics::WorkerMetrics;
+use crate::worker::shard::ExportWork;
+use crate::worker::shard_thread::ShardHandle;
+
+/// A message is closed once it has so many bytes. grpc-go servers, so most backends, refuse more
+/// than 4 MiB by default.
+const MESSAGE_BYTES: usize = 3 << 20;
+/// Traces in one piece of work. Their verdict IDs travel in one header: 4 kB, 5.5 kB as base64,
+/// below the 8 kB that proxies take.
+const TRACES_MAX: usize = 1_000;
+/// Read back at a time.
+const READ_BYTES: u64 = 4 << 20;
+
+/// Exporters a shard. One reads while another waits for the backend.
+pub(crate) const EXPORTERS_PER_SHARD: usize = 2;
+
+pub(crate) struct Exporter<D: Disk> {
+    pub(crate) member: Member,
+    pub(crate) shard: ShardHandle,
+    pub(crate) volume: Arc<Volume<D>>,
+    pub(crate) destination: Arc<Destination>,
+    pub(crate) metrics: WorkerMetrics,
+    pub(crate) dedup_seed: u64,
+}
+
+/// A message being put together.
+#[derive(Default)]
+struct Message {
+    builder: BatchBuilder,
+    traces: Vec<(TraceId, VerdictId)>,
+    spans: u32,
+}
+
+/// The spans of one trace that went into messages, to leave out copies.
+#[derive(Default)]
+struct Seen {
+    /// By span ID, the hash of the first span that had it.
+    first: hashbrown::HashMap<[u8; 8], u64, foldhash::fast::RandomState>,
+    /// Hashes of others that had the same ID.
+    others: Vec<u64>,
+    duplicates: u64,
+    conflicts: u64,
+}
+
+impl<D: Disk> Exporter<D> {
+    pub(crate) fn spawn(self) -> JoinHandle<()> {
+        tokio::spawn(self.run())
+    }
+
+    async fn run(self) {
+        let exporter = Arc::new(self);
+        while let Some(work) = exporter.shard.pull(READ_BYTES, TRACES_MAX).await {
+            exporter.export(work).await;
+        }
+    }
+
+    async fn export(self: &Arc<Self>, work: ExportWork) {
+        let mut reader = Reader {
+            work: Arc::new(work),
+            trace: 0,
+            fragment: 0,
+            seen: Seen::default(),
+        };
+        let mut delivered = true;
+        let mut spans = 0;
+        loop {
+            let exporter = self.clone();
+            // Reading is file I/O and hashing: not for the threads that serve sockets.
+            let read = tokio::task::spawn_blocking(move || {
+                let message = reader.next_message(&exporter);
+                (reader, message)
+            });
+            let Ok((back, message)) = read.await else {
+                // The runtime is shutting down; what was not confirmed stays in the log.
+                return;
+            };
+            reader = back;
+            match message {
+                Ok(None) => break,
+                Ok(Some(message)) => {
+                    let batch = self.batch(message);
+                    spans += u64::from(batch.spans);
+                    match self.destination.deliver(&batch).await {
+                        Delivery::Done { .. } => {}
+                        Delivery::Refused { reason } => {
+                            tracing::error!(
+                                %reason, traces = batch.traces, spans = batch.spans,
+                                "the backend refused traces for good; they stay in the log and are offered again in a minute"
+                            );
+                            delivered = false;
+                            break;
+                        }
+                    }
+                }
+                Err(error) => {
+                    self.metrics.log_read_failures.inc();
+                    tracing::error!(%error, "kept traces cannot be read back; trying again in a minute");
+                    delivered = false;
+                    break;
+                }
+            }
+        }
+        self.metrics.spans_deduplicated.inc_by(reader.seen.duplicates);
+        self.metrics.span_id_conflicts.inc_by(reader.seen.conflicts);
+        let Some(work) = Arc::into_inner(reader.work) else {
+            return;
+        };
+        if delivered {
+            self.metrics.spans_exported.inc_by(spans);
+            self.shard.exported(work);
+        } else {
+            self.shard.put_back(work);
+        }
+    }
+
+    fn batch(&self, mut message: Message) -> Batch {
+        message.traces.sort_unstable();
+        message.traces.dedup();
+        let verdicts: Vec<u8> = message
+            .traces
+            .iter()
+            .flat_map(|(_, id)| id.0.to_be_bytes())
+            .collect();
+        let mut headers = HeaderMap::new();
+        if let Ok(member) = HeaderValue::from_str(self.member.as_str()) {
+            headers.insert(metadata::MEMBER, member);
+        }
+        use base64::Engine;
+        let encoded = base64::engine::general_purpose::STANDARD_NO_PAD.encode(&verdicts);
+        if let Ok(verdicts) = HeaderValue::from_str(&encoded) {
+            headers.insert(metadata::VERDICTS, verdicts);
+        }
+        Batch {
+            spans: message.spans,
+            traces: message.traces.len() as u32,
+            message: Bytes::from(message.builder.finish()),
+            metadata: headers,
+        }
+    }
+}
+
+/// How far a piece of work has been read.
+struct Reader {
+    work: Arc<ExportWork>,
+    trace: usize,
+    fragment: usize,
+    seen: Seen,
+}
+
+impl Reader {
+    /// The next message of this work; `None` when all of it was read.
+    fn next_message<D: Disk>(
+        &mut self,
+        exporter: &Exporter<D>,
+    ) -> Result<Option<Message>, ReadError> {
+        let mut message = Message::default();
+        while message.builder.encoded_len() < MESSAGE_BYTES {
+            let extents = self.next_extents();
+            if extents.is_empty() {
+                break;
+            }
+            let stored = exporter.volume.read(&extents)?;
+            for fragment in stored {
+                let Some(export) = self.work.traces.get(self.trace) else {
+                    break;
+                };
+                message
+                    .traces
+                    .push((export.decision.trace, export.decision.id));
+                for scope in &fragment.scopes {
+                    self.seen.add(
+                        &mut message,
+                        exporter.dedup_seed,
+                        &fragment.resource_header,
+                        &scope.header,
+                        &scope.spans,
+                    );
+                }
+                self.fragment += 1;
+                if self.fragment == export.fragments.len() {
+                    self.fragment = 0;
+                    self.trace += 1;
+                    self.seen.next_trace();
+                }
+            }
+        }
+        Ok((message.spans > 0).then_some(message))
+    }
+
+    /// Fragments still to read, in order, of one trace or of several, up to what one read takes.
+    fn next_extents(&self) -> Vec<Extent> {
+        let mut extents = Vec::new();
+        let mut bytes = 0;
+        let mut skip = self.fragment;
+        for export in &self.work.traces[self.trace.min(self.work.traces.len())..] {
+            for fragment in &export.fragments[skip..] {
+                let extent = fragment.extent();
+                bytes += u64::from(extent.len);
+                if bytes > READ_BYTES && !extents.is_empty() {
+                    return extents;
+                }
+                extents.push(extent);
+            }
+            skip = 0;
+        }
+        extents
+    }
+}
+
+impl Seen {
+    fn next_trace(&mut self) {
+        self.first.clear();
+        self.others.clear();
+    }
+
+    /// Whether these bytes are new in the trace.
+    fn is_new(&mut self, span: &[u8], seed: u64) -> bool {
+        let hash = xxhash_rust::xxh3::xxh3_64_with_seed(span, seed);
+        let Some(id) = span_id_of(span) else {
+            return true;
+        };
+        match self.first.entry(*id.as_bytes()) {
+            hashbrown::hash_map::Entry::Vacant(place) => {
+                place.insert(hash);
+                true
+            }
+            hashbrown::hash_map::Entry::Occupied(held) if *held.get() == hash => {
+                self.duplicates += 1;
+                false
+            }
+            hashbrown::hash_map::Entry::Occupied(_) => {
+                if self.others.contains(&hash) {
+                    self.duplicates += 1;
+                    return false;
+                }
+                self.conflicts += 1;
+                self.others.push(hash);
+                true
+            }
+        }
+    }
+
+    /// Adds a section to the message without its copies: runs of new spans as they lie.
+    fn add(
+        &mut self,
+        message: &mut Message,
+        seed: u64,
+        resource: &[u8],
+        scope: &[u8],
+        section: &[u8],
+    ) {
+        let mut run_start = 0;
+        let mut at = 0;
+        for (field, span) in spans_in(section) {
+            if self.is_new(span, seed) {
+                message.spans += 1;
+            } else {
+                if run_start < at {
+                    message.builder.add(resource, scope, &section[run_start..at]);
+                }
+                run_start = at + field.len();
+            }
+            at += field.len();
+        }
+        if run_start < at {
+            message.builder.add(resource, scope, &section[run_start..at]);
+        }
+    }
+}

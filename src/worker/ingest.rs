@@ -1,0 +1,286 @@
+//! From a received message to acknowledged fragments: scan, group by trace, give each shard its
+//! share, wait until all is written, pass on what belongs elsewhere.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::cluster::View;
+use crate::model::{Fingerprint, Member, TraceId};
+use crate::net::admission::Permit;
+use crate::net::server::{Accepted, Ingest, IngestRequest};
+use crate::net::status::{Refusal, RefusalReason};
+use crate::wire::{FragmentView, Fragments, Rejections, RejectReason, Scan, ScanError};
+use crate::worker::Worker;
+use crate::worker::metrics::SpanFate;
+use crate::worker::shard::{AppendRefused, Placement};
+
+/// A message on its way to the shards, with the bytes it costs.
+#[derive(Debug)]
+pub struct Incoming {
+    pub(crate) message: Bytes,
+    pub(crate) scan: Scan,
+    pub(crate) fragments: Fragments,
+    /// Given back when the last shard has let go, even if the client went away before.
+    #[allow(dead_code, reason = "held for its drop")]
+    permit: Permit,
+}
+
+/// What a scanned span costs beside its bytes, while its request is in flight: its entries in the
+/// scan and in the fragments. A 30-byte span costs several times its size.
+const SCANNED_SPAN_BYTES: u64 = 160;
+
+impl Incoming {
+    pub(crate) fn view(&self, number: u32) -> FragmentView<'_> {
+        self.fragments
+            .view(&self.message, &self.scan, number as usize)
+    }
+}
+
+/// Which shard of this worker a trace belongs to. Independent of the ring's slots.
+pub(crate) fn shard_of(trace: TraceId, shards: usize) -> usize {
+    const SHARD_SEED: u64 = 0x7368_6172_6473_0001;
+    (xxhash_rust::xxh3::xxh3_64_with_seed(trace.as_bytes(), SHARD_SEED) % shards as u64) as usize
+}
+
+impl Ingest for Worker {
+    async fn ingest(self: &Arc<Self>, request: IngestRequest) -> Result<Accepted, Refusal> {
+        let IngestRequest {
+            message,
+            mut permit,
+            metadata,
+        } = request;
+        if let Some((to, _)) = &metadata.to
+            && *to != self.name
+        {
+            return Err(Refusal::new(
+                RefusalReason::WrongMember,
+                format!("this is {}, the message is for {to}", self.name),
+            ));
+        }
+        let (mut scan, mut fragments) = self.take_parsed();
+        if let Err(error) = scan.read(&message, &self.config.scan) {
+            self.give_parsed((scan, fragments));
+            let reason = match error {
+                ScanError::Malformed { .. } => RefusalReason::InvalidRequest,
+                ScanError::TooManySpans { .. } => RefusalReason::TooManySpans,
+            };
+            return Err(Refusal::new(reason, error.to_string()));
+        }
+        let accepted = self.count_scanned(&scan);
+        if accepted.rejected_spans > 0 && metadata.to.is_some() {
+            // A router checked these spans by the same rules: it is of another version.
+            self.give_parsed((scan, fragments));
+            return Err(Refusal::new(RefusalReason::InvalidRequest, accepted.message));
+        }
+        if scan.spans().is_empty() {
+            self.give_parsed((scan, fragments));
+            return Ok(accepted);
+        }
+        if !permit.grow(scan.spans().len() as u64 * SCANNED_SPAN_BYTES) {
+            self.give_parsed((scan, fragments));
+            return Err(Refusal::new(
+                RefusalReason::MemoryPressure,
+                "bytes in flight are at their bound; send again later",
+            ));
+        }
+        fragments.group(&message, &scan);
+        let incoming = Arc::new(Incoming {
+            message,
+            scan,
+            fragments,
+            permit,
+        });
+        let view = self.view.load();
+        // A message that was passed on already, or that a router could not give to its owner, is
+        // held here whatever our own ring says: it must not bounce.
+        let foreign = if metadata.hop > 0 || metadata.surrogate_for.is_some() {
+            Placement::Custody
+        } else {
+            Placement::Elsewhere
+        };
+        let clock = tokio::time::Instant::now();
+        let elsewhere = self
+            .append(&incoming, all_by_shard(self, &incoming, &view, foreign))
+            .await?;
+        if !elsewhere.is_empty() {
+            self.pass_on(&incoming, &elsewhere, &view).await?;
+        }
+        self.metrics
+            .append_seconds
+            .observe(clock.elapsed().as_secs_f64());
+        if let Some(Incoming {
+            scan, fragments, ..
+        }) = Arc::into_inner(incoming)
+        {
+            self.give_parsed((scan, fragments));
+        }
+        Ok(accepted)
+    }
+
+    fn fingerprint(&self) -> Fingerprint {
+        self.view.load().fingerprint()
+    }
+}
+
+/// Each shard's fragments, and whether their traces may begin here.
+fn all_by_shard(
+    worker: &Worker,
+    incoming: &Incoming,
+    view: &View,
+    foreign: Placement,
+) -> Vec<Vec<(u32, Placement)>> {
+    let me = worker.index_in(view);
+    let mut shares = vec![Vec::new(); worker.shards.len()];
+    for (number, fragment) in incoming.fragments.all().iter().enumerate() {
+        let placement = if me.is_some() && view.table.owner_index(fragment.trace) == me {
+            Placement::Mine
+        } else {
+            foreign
+        };
+        shares[shard_of(fragment.trace, worker.shards.len())].push((number as u32, placement));
+    }
+    shares
+}
+
+impl Worker {
+    fn count_scanned(&self, scan: &Scan) -> Accepted {
+        let rejections: &Rejections = scan.rejections();
+        let rejected = u64::from(rejections.total());
+        self.metrics
+            .spans_received
+            .inc_by(scan.spans().len() as u64 + rejected);
+        if rejected == 0 {
+            return Accepted::default();
+        }
+        for reason in RejectReason::ALL {
+            self.metrics
+                .rejected(reason, u64::from(rejections.count(reason)));
+        }
+        Accepted {
+            rejected_spans: rejected,
+            message: rejections.to_string(),
+        }
+    }
+
+    /// Gives every shard its share and waits for all of them. Returns what must be passed on.
+    async fn append(
+        &self,
+        incoming: &Arc<Incoming>,
+        shares: Vec<Vec<(u32, Placement)>>,
+    ) -> Result<Vec<u32>, Refusal> {
+        let mut answers = Vec::with_capacity(shares.len());
+        let mut refused = None;
+        for (shard, share) in self.shards.iter().zip(shares) {
+            if share.is_empty() {
+                continue;
+            }
+            match shard.append(incoming.clone(), share) {
+                Some(answer) => answers.push(answer),
+                None => {
+                    refused = Some(Refusal::new(
+                        RefusalReason::ShardBusy,
+                        "a shard's queue is full; send again later",
+                    ));
+                }
+            }
+        }
+        let mut elsewhere = Vec::new();
+        for answer in answers {
+            match answer.await {
+                Ok(Ok(some)) => elsewhere.extend(some),
+                Ok(Err(AppendRefused::LogFull)) => {
+                    refused = Some(Refusal::new(
+                        RefusalReason::LogFull,
+                        "the log is at its byte bound; send again later",
+                    ));
+                }
+                Ok(Err(AppendRefused::LogFailed)) => {
+                    refused = Some(Refusal::new(
+                        RefusalReason::LogFailed,
+                        "the log cannot be written; send again later",
+                    ));
+                }
+                Err(_) => {
+                    refused = Some(Refusal::new(
+                        RefusalReason::Unready,
+                        "this worker is stopping; send again",
+                    ));
+                }
+            }
+        }
+        match refused {
+            Some(refusal) => Err(refusal),
+            None => Ok(elsewhere),
+        }
+    }
+
+    /// Passes fragments of other members' traces on, once. What cannot be passed on is held here:
+    /// acknowledged, judged and exported by this member (custody).
+    async fn pass_on(
+        &self,
+        incoming: &Arc<Incoming>,
+        elsewhere: &[u32],
+        view: &View,
+    ) -> Result<(), Refusal> {
+        let mut by_owner: Vec<(Member, Vec<u32>)> = Vec::new();
+        for &number in elsewhere {
+            let trace = incoming.fragments.all()[number as usize].trace;
+            let Some(owner) = view.table.owner(trace) else {
+                continue;
+            };
+            match by_owner.iter_mut().find(|(member, _)| member == owner) {
+                Some((_, numbers)) => numbers.push(number),
+                None => by_owner.push((owner.clone(), vec![number])),
+            }
+        }
+        let mut held: Vec<u32> = elsewhere.to_vec();
+        for (owner, numbers) in by_owner {
+            let mut message = Vec::new();
+            for &number in &numbers {
+                incoming.view(number).write_request_to(&mut message);
+            }
+            match self.peers.pass_on(&owner, message.into(), view).await {
+                Ok(()) => held.retain(|number| !numbers.contains(number)),
+                Err(error) => {
+                    self.metrics.forwards_failed.inc();
+                    tracing::warn!(%owner, %error, "cannot pass traces on to their owner; holding them here");
+                }
+            }
+        }
+        if held.is_empty() {
+            return Ok(());
+        }
+        let mut shares = vec![Vec::new(); self.shards.len()];
+        for number in held {
+            let trace = incoming.fragments.all()[number as usize].trace;
+            shares[shard_of(trace, self.shards.len())].push((number, Placement::Custody));
+        }
+        self.append(incoming, shares).await.map(|_| ())
+    }
+}
+
+/// Spans that `fate` counts: kept beside the code that decides fates.
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn traces_spread_evenly_over_shards() {
+        let mut counts = [0; 4];
+        for n in 1..=40_000_u128 {
+            let trace = TraceId::new(n.to_be_bytes()).unwrap();
+            counts[shard_of(trace, 4)] += 1;
+        }
+        for count in counts {
+            assert!((9_500..10_500).contains(&count), "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn fates_have_distinct_labels() {
+        let labels: std::collections::BTreeSet<_> =
+            SpanFate::ALL.iter().map(|fate| fate.label()).collect();
+        assert_eq!(labels.len(), SpanFate::ALL.len());
+    }
+}

@@ -1,0 +1,810 @@
+//! One shard: the only owner of its traces, their deadlines and their verdicts.
+//!
+//! A state machine without threads, clocks or files: calls bring events and `now`, the effects
+//! are bytes for the disk ([`Shard::take_batch`]) and work for exporters ([`Shard::pull`]). It
+//! never waits. What it hands out is confirmed or taken back later: a batch by
+//! [`Shard::batch_written`] or [`Shard::batch_failed`], an export by [`Shard::exported`] or
+//! [`Shard::put_back`]. `shard_thread` runs it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::log::{DiskOp, Recovered, Space, Writer};
+use crate::model::{
+    Decision, Extent, FragmentHash, Moment, SegmentId, TraceId, Verdict, VerdictId,
+};
+use crate::policy::Rules;
+use crate::trace::{
+    Deadlines, DecideReason, DecisionMemory, Decisions, FragmentRef, Index, Stage, TraceEntry,
+};
+use crate::worker::ingest::Incoming;
+use crate::worker::metrics::{SpanFate, WorkerMetrics};
+
+/// What a shard is told once.
+#[derive(Debug, Clone)]
+pub struct ShardConfig {
+    pub trace_spans_max: u32,
+    pub trace_bytes_max: u64,
+    /// How long the bytes of a dropped trace stay.
+    pub drop_retain: Duration,
+    pub decision_memory: DecisionMemory,
+    /// Makes verdict IDs of different lives and shards differ.
+    pub verdict_seed: u64,
+}
+
+/// Whether a trace that nobody here knows may begin here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Placement {
+    /// This member owns it.
+    Mine,
+    /// Another member owns it: say so, it will be passed on.
+    Elsewhere,
+    /// Another member owns it and cannot be reached: hold it.
+    Custody,
+}
+
+/// Why a shard did not take the fragments of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AppendRefused {
+    /// The log is at its byte bound.
+    LogFull,
+    /// The last write failed; the next attempt is a moment away.
+    LogFailed,
+}
+
+/// Kept traces for one exporter, each with what of it is not exported yet.
+#[derive(Debug)]
+pub struct ExportWork {
+    pub traces: Vec<ExportTrace>,
+}
+
+#[derive(Debug)]
+pub struct ExportTrace {
+    pub decision: Decision,
+    pub fragments: Vec<FragmentRef>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Shard {
+    number: u16,
+    config: ShardConfig,
+    rules: Arc<Rules>,
+    writer: Writer,
+    space: Arc<Space>,
+    index: Index,
+    deadlines: Deadlines,
+    decisions: Decisions,
+    /// Dropped traces whose bytes are still young, oldest first.
+    retained: VecDeque<(Moment, Box<[(SegmentId, u32)]>)>,
+    /// Kept traces in the order of their verdicts, each with the batch that must be on disk before
+    /// its first byte is exported.
+    exports: VecDeque<(u64, TraceId)>,
+    /// Kept traces that the backend refused for good, until they are offered again.
+    put_back: VecDeque<(Moment, TraceId)>,
+    /// What is not known to be on disk, by batch.
+    unwritten: VecDeque<(u64, Vec<Unwritten>)>,
+    /// Records of a failed batch, to be written again.
+    backlog: Vec<Unwritten>,
+    /// The batch that is being filled.
+    batch: u64,
+    /// All batches before this one are on disk.
+    written_before: u64,
+    /// After a failed write: nothing is accepted until then.
+    refuse_until: Option<Moment>,
+    freed: Vec<SegmentId>,
+    deciding: bool,
+    verdicts: u64,
+    next_expiry: Moment,
+    metrics: WorkerMetrics,
+    /// What the shared gauges have of this shard.
+    shown: Shown,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Shown {
+    undecided_traces: i64,
+    undecided_spans: i64,
+    awaiting_export: i64,
+    decisions: i64,
+    decision_bytes: i64,
+}
+
+/// A record on its way to disk: what to undo, or to write again, should it not arrive.
+#[derive(Debug)]
+enum Unwritten {
+    Fragment {
+        trace: TraceId,
+        extent: Extent,
+        spans: u32,
+        span_bytes: u32,
+    },
+    Verdict(Decision),
+    Exported(TraceId, Vec<FragmentHash>),
+    Checkpoint(Vec<Decision>),
+}
+
+/// After a failed write the shard tries again so much later.
+const RETRY_WRITE_AFTER: Duration = Duration::from_secs(1);
+/// A batch the backend refused for good is offered again so much later: a backend that was
+/// misconfigured gets well, and nothing that was acknowledged is thrown away before.
+const PUT_BACK_FOR: Duration = Duration::from_secs(60);
+/// Remembered decisions are looked through for age so often.
+const EXPIRE_EVERY: Duration = Duration::from_millis(500);
+
+impl Shard {
+    pub fn new(
+        number: u16,
+        config: ShardConfig,
+        rules: Arc<Rules>,
+        writer: Writer,
+        space: Arc<Space>,
+        metrics: WorkerMetrics,
+    ) -> Self {
+        Self {
+            number,
+            decisions: Decisions::new(config.decision_memory),
+            config,
+            rules,
+            writer,
+            space,
+            index: Index::default(),
+            deadlines: Deadlines::default(),
+            retained: VecDeque::new(),
+            exports: VecDeque::new(),
+            put_back: VecDeque::new(),
+            unwritten: VecDeque::new(),
+            backlog: Vec::new(),
+            batch: 1,
+            written_before: 1,
+            refuse_until: None,
+            freed: Vec::new(),
+            deciding: false,
+            verdicts: 0,
+            next_expiry: Moment::ZERO,
+            metrics,
+            shown: Shown::default(),
+        }
+    }
+
+    // ---- events ----------------------------------------------------------------------------
+
+    /// Takes the fragments of a request that belong to this shard. Returns those that must be
+    /// passed on to another member. What was taken before a refusal stays: the client's retry will
+    /// be recognised.
+    pub fn append(
+        &mut self,
+        incoming: &Incoming,
+        fragments: &[(u32, Placement)],
+        now: Moment,
+    ) -> Result<Vec<u32>, AppendRefused> {
+        if self.refuse_until.is_some() {
+            return Err(AppendRefused::LogFailed);
+        }
+        let mut admitted = None;
+        let mut elsewhere = Vec::new();
+        for &(number, placement) in fragments {
+            let fragment = &incoming.fragments.all()[number as usize];
+            let spans = u64::from(fragment.spans);
+            let fate = match self.index.get(fragment.trace) {
+                Some(held) if held.holds(fragment.hash) => SpanFate::Duplicate,
+                Some(held) => match held.stage {
+                    Stage::Undecided => SpanFate::Appended,
+                    Stage::Kept { .. } => match self.decisions.get(fragment.trace) {
+                        Some(remembered) if remembered.exported(fragment.hash) => {
+                            SpanFate::Duplicate
+                        }
+                        _ => SpanFate::LateKept,
+                    },
+                },
+                None => match self.decisions.get(fragment.trace) {
+                    Some(remembered) => match remembered.decision.verdict {
+                        Verdict::Drop => SpanFate::LateDropped,
+                        Verdict::Keep if remembered.exported(fragment.hash) => SpanFate::Duplicate,
+                        Verdict::Keep => SpanFate::LateKept,
+                    },
+                    None => match placement {
+                        Placement::Mine => SpanFate::Appended,
+                        Placement::Elsewhere => SpanFate::Forwarded,
+                        Placement::Custody => SpanFate::Custody,
+                    },
+                },
+            };
+            match fate {
+                SpanFate::Duplicate | SpanFate::LateDropped => {}
+                SpanFate::Forwarded => elsewhere.push(number),
+                SpanFate::Appended | SpanFate::LateKept | SpanFate::Custody => {
+                    let admitted = *admitted
+                        .get_or_insert_with(|| self.space.admits(incoming.message.len() as u64));
+                    if !admitted {
+                        return Err(AppendRefused::LogFull);
+                    }
+                    self.append_one(incoming, number, fate == SpanFate::LateKept, now);
+                }
+            }
+            self.metrics.fate(fate, spans);
+        }
+        Ok(elsewhere)
+    }
+
+    fn append_one(&mut self, incoming: &Incoming, number: u32, late: bool, now: Moment) {
+        let view = incoming.view(number);
+        let fragment = view.fragment;
+        let trace = fragment.trace;
+        let stage = if late {
+            Stage::Kept {
+                exporting: 0,
+                queued: false,
+            }
+        } else {
+            Stage::Undecided
+        };
+        let (entry, begun) = self.index.begin(trace, now, stage);
+        let extent = self.writer.fragment(&view, now, entry.tail());
+        let record = Unwritten::Fragment {
+            trace,
+            extent,
+            spans: fragment.spans,
+            span_bytes: fragment.span_bytes,
+        };
+        entry.push(FragmentRef::new(fragment.hash, extent));
+        entry.last_seen = now;
+        entry.spans += fragment.spans;
+        entry.span_bytes += u64::from(fragment.span_bytes);
+        let root_arrived = fragment.has_root && entry.root_seen.is_none();
+        if root_arrived {
+            entry.root_seen = Some(now);
+        }
+        let undecided = entry.stage == Stage::Undecided;
+        let full = entry.spans >= self.config.trace_spans_max
+            || entry.span_bytes >= self.config.trace_bytes_max;
+        let deadline = entry.deadline(&self.rules.timing).0;
+        self.note_unwritten(record);
+        if !undecided {
+            self.queue_export(trace);
+            return;
+        }
+        self.index.count_spans(fragment.spans);
+        if full && self.deciding {
+            self.decide(trace, DecideReason::TraceBound, now);
+        } else if begun || root_arrived {
+            self.deadlines.push(deadline, trace);
+        }
+    }
+
+    /// Decides what is complete, forgets what is old, frees what nobody needs.
+    pub fn tick(&mut self, now: Moment) {
+        if self.refuse_until.is_some_and(|until| until <= now) {
+            self.refuse_until = None;
+            self.write_backlog();
+        }
+        while self.deciding
+            && let Some(trace) = self.deadlines.pop_due(now)
+        {
+            let Some(entry) = self.index.get(trace) else {
+                continue;
+            };
+            if entry.stage != Stage::Undecided {
+                continue;
+            }
+            let (at, reason) = self.due(entry);
+            if at <= now {
+                self.metrics
+                    .decision_lag_seconds
+                    .observe(now.since(at).as_secs_f64());
+                self.decide(trace, reason, now);
+            } else {
+                self.deadlines.push(at, trace);
+            }
+        }
+        while let Some((until, _)) = self.retained.front() {
+            if *until > now {
+                break;
+            }
+            if let Some((_, segments)) = self.retained.pop_front() {
+                self.release(&segments);
+            }
+        }
+        while let Some(&(at, trace)) = self.put_back.front() {
+            if at > now {
+                break;
+            }
+            self.put_back.pop_front();
+            self.queue_export(trace);
+        }
+        if self.next_expiry <= now {
+            self.next_expiry = now + EXPIRE_EVERY;
+            self.decisions.expire(now);
+            self.index.shrink();
+            self.deadlines.shrink();
+        }
+        self.free_segments();
+        self.show();
+    }
+
+    fn due(&self, entry: &TraceEntry) -> (Moment, DecideReason) {
+        // A trace that grew to its bound while nothing was decided is due at once.
+        if entry.spans >= self.config.trace_spans_max
+            || entry.span_bytes >= self.config.trace_bytes_max
+        {
+            return (entry.last_seen, DecideReason::TraceBound);
+        }
+        entry.deadline(&self.rules.timing)
+    }
+
+    /// When [`Shard::tick`] has something to do next; `None` for when something comes in.
+    pub fn next_wakeup(&self) -> Option<Moment> {
+        let deadline = self.deadlines.next().filter(|_| self.deciding);
+        let retained = self.retained.front().map(|(until, _)| *until);
+        let put_back = self.put_back.front().map(|(at, _)| *at);
+        [deadline, retained, put_back, self.refuse_until]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Whether this shard gives verdicts: not before the member has joined, not while it leaves.
+    pub fn set_deciding(&mut self, deciding: bool) {
+        self.deciding = deciding;
+    }
+
+    fn decide(&mut self, trace: TraceId, reason: DecideReason, now: Moment) {
+        let vote = self.rules.vote(trace);
+        self.verdicts += 1;
+        let decision = Decision {
+            trace,
+            verdict: vote.verdict,
+            id: self.next_verdict_id(trace),
+            threshold: vote.threshold,
+            policy: vote.policy,
+            rules_version: self.rules.version,
+            decided_at: now,
+        };
+        self.metrics.decided(vote.verdict, reason);
+        let extent = self.writer.verdict(&decision);
+        self.note_unwritten(Unwritten::Verdict(decision));
+        self.remember(decision, extent.segment);
+        self.apply(decision, now);
+    }
+
+    /// What a verdict does to the trace in hand.
+    fn apply(&mut self, decision: Decision, now: Moment) {
+        let trace = decision.trace;
+        match decision.verdict {
+            Verdict::Keep => {
+                let Some(entry) = self.index.decide_keep(trace) else {
+                    return;
+                };
+                entry.decision = Some(Box::new(decision));
+                self.metrics.spans_kept.inc_by(u64::from(entry.spans));
+                self.queue_export(trace);
+            }
+            Verdict::Drop => {
+                let Some(entry) = self.index.remove(trace) else {
+                    return;
+                };
+                self.metrics.spans_dropped.inc_by(u64::from(entry.spans));
+                let segments = by_segment(entry.fragments());
+                self.retained
+                    .push_back((now + self.config.drop_retain, segments));
+            }
+        }
+    }
+
+    fn next_verdict_id(&self, trace: TraceId) -> VerdictId {
+        let seed = self
+            .config
+            .verdict_seed
+            .wrapping_add(self.verdicts.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        VerdictId(xxhash_rust::xxh3::xxh3_64_with_seed(trace.as_bytes(), seed) as u32)
+    }
+
+    fn remember(&mut self, decision: Decision, recorded_in: SegmentId) {
+        let forgotten = self.decisions.remember(decision, recorded_in);
+        self.metrics
+            .decisions_forgotten_early
+            .inc_by(forgotten as u64);
+    }
+
+    // ---- export ----------------------------------------------------------------------------
+
+    fn queue_export(&mut self, trace: TraceId) {
+        let remembered = self.decisions.get(trace).map(|held| held.decision);
+        let Some(entry) = self.index.get_mut(trace) else {
+            return;
+        };
+        if entry.decision.is_none() {
+            entry.decision = remembered.map(Box::new);
+        }
+        if let Stage::Kept {
+            exporting: 0,
+            queued: queued @ false,
+        } = &mut entry.stage
+        {
+            *queued = true;
+            self.exports.push_back((self.batch, trace));
+        }
+    }
+
+    /// Kept traces whose verdicts are on disk, oldest first: at least one if there is any, more up
+    /// to `bytes_max` and `traces_max`.
+    pub fn pull(&mut self, bytes_max: u64, traces_max: usize) -> Option<ExportWork> {
+        let mut traces = Vec::new();
+        let mut bytes = 0;
+        while traces.len() < traces_max
+            && let Some(&(batch, trace)) = self.exports.front()
+            && batch < self.written_before
+        {
+            let Some(entry) = self.index.get_mut(trace) else {
+                self.exports.pop_front();
+                continue;
+            };
+            let size: u64 = entry
+                .fragments()
+                .iter()
+                .map(|fragment| u64::from(fragment.extent().len))
+                .sum();
+            if !traces.is_empty() && bytes + size > bytes_max {
+                break;
+            }
+            self.exports.pop_front();
+            bytes += size;
+            let Some(decision) = entry.decision.as_deref().copied() else {
+                continue;
+            };
+            entry.stage = Stage::Kept {
+                exporting: entry.fragments().len() as u32,
+                queued: false,
+            };
+            traces.push(ExportTrace {
+                decision,
+                fragments: entry.fragments().to_vec(),
+            });
+        }
+        (!traces.is_empty()).then_some(ExportWork { traces })
+    }
+
+    /// The backend has all of this work.
+    pub fn exported(&mut self, work: ExportWork, now: Moment) {
+        for export in work.traces {
+            let trace = export.decision.trace;
+            let hashes: Vec<FragmentHash> = export.fragments.iter().map(FragmentRef::hash).collect();
+            self.writer.exported(trace, &hashes);
+            self.decisions
+                .note_exported(trace, hashes.iter().copied(), now);
+            self.note_unwritten(Unwritten::Exported(trace, hashes));
+            self.release(&by_segment(&export.fragments));
+            let Some(entry) = self.index.get_mut(trace) else {
+                continue;
+            };
+            let mut left_to_take = export.fragments.len();
+            entry.take(|_| {
+                let taken = left_to_take > 0;
+                left_to_take -= usize::from(taken);
+                taken
+            });
+            entry.stage = Stage::Kept {
+                exporting: 0,
+                queued: false,
+            };
+            if entry.fragments().is_empty() {
+                self.index.remove(trace);
+            } else {
+                self.queue_export(trace);
+            }
+        }
+    }
+
+    /// The backend refused this work for good, or it could not be read: it stays in the log and is
+    /// offered again later.
+    pub fn put_back(&mut self, work: ExportWork, now: Moment) {
+        self.metrics
+            .exports_put_back
+            .inc_by(work.traces.len() as u64);
+        for export in work.traces {
+            if let Some(entry) = self.index.get_mut(export.decision.trace) {
+                entry.stage = Stage::Kept {
+                    exporting: 0,
+                    queued: false,
+                };
+                self.put_back
+                    .push_back((now + PUT_BACK_FOR, export.decision.trace));
+            }
+        }
+    }
+
+    pub fn awaiting_export(&self) -> usize {
+        self.index.len() - self.index.undecided()
+    }
+
+    // ---- disk ------------------------------------------------------------------------------
+
+    fn note_unwritten(&mut self, record: Unwritten) {
+        match self.unwritten.back_mut() {
+            Some((batch, records)) if *batch == self.batch => records.push(record),
+            _ => self.unwritten.push_back((self.batch, vec![record])),
+        }
+    }
+
+    pub fn pending_bytes(&self) -> usize {
+        self.writer.pending_bytes()
+    }
+
+    /// Everything for the disk since the last call, under one number; empty batches have none.
+    pub fn take_batch(&mut self) -> Option<(u64, Vec<DiskOp>)> {
+        if self.refuse_until.is_some() {
+            return None;
+        }
+        let mut ops = self.writer.take();
+        ops.extend(
+            self.freed
+                .drain(..)
+                .map(|segment| DiskOp::Unlink { segment }),
+        );
+        if ops.is_empty() {
+            return None;
+        }
+        let batch = self.batch;
+        self.batch += 1;
+        Some((batch, ops))
+    }
+
+    pub fn recycle(&mut self, buffer: Vec<u8>) {
+        self.writer.recycle(buffer);
+    }
+
+    /// This batch and all before it are where `--ack` wants them.
+    pub fn batch_written(&mut self, batch: u64) {
+        self.written_before = batch + 1;
+        while let Some((number, _)) = self.unwritten.front() {
+            if *number > batch {
+                break;
+            }
+            self.unwritten.pop_front();
+        }
+    }
+
+    /// This batch is not on disk, and nothing after it will be: its fragments are forgotten (their
+    /// clients were refused), its verdicts and tombstones are written again later.
+    pub fn batch_failed(&mut self, batch: u64, now: Moment) {
+        self.metrics.log_write_failures.inc();
+        self.writer.abandon();
+        self.refuse_until = Some(now + RETRY_WRITE_AFTER);
+        let lost: Vec<_> = std::mem::take(&mut self.unwritten)
+            .into_iter()
+            .flat_map(|(number, records)| {
+                debug_assert!(number >= batch, "batches are confirmed in order");
+                records
+            })
+            .collect();
+        for record in lost {
+            match record {
+                Unwritten::Fragment {
+                    trace,
+                    extent,
+                    spans,
+                    span_bytes,
+                } => self.forget_fragment(trace, extent, spans, span_bytes),
+                control => self.backlog.push(control),
+            }
+        }
+        // Verdicts go into a later batch than their exports were told to wait for.
+        self.batch += 1;
+        let batch = self.batch;
+        for (wait, _) in &mut self.exports {
+            if *wait >= self.written_before {
+                *wait = batch;
+            }
+        }
+    }
+
+    fn forget_fragment(&mut self, trace: TraceId, extent: Extent, spans: u32, span_bytes: u32) {
+        let Some(entry) = self.index.get_mut(trace) else {
+            return;
+        };
+        entry.take(|held| held.extent() == extent);
+        entry.spans -= spans;
+        entry.span_bytes -= u64::from(span_bytes);
+        let undecided = entry.stage == Stage::Undecided;
+        let empty = entry.fragments().is_empty();
+        if undecided {
+            self.index.uncount_spans(spans);
+        }
+        if empty {
+            self.index.remove(trace);
+        }
+    }
+
+    fn write_backlog(&mut self) {
+        for record in std::mem::take(&mut self.backlog) {
+            match &record {
+                Unwritten::Verdict(decision) => {
+                    self.writer.verdict(decision);
+                }
+                Unwritten::Exported(trace, hashes) => {
+                    self.writer.exported(*trace, hashes);
+                }
+                Unwritten::Checkpoint(decisions) => {
+                    self.writer.checkpoint(decisions);
+                }
+                Unwritten::Fragment { .. } => continue,
+            }
+            self.note_unwritten(record);
+        }
+    }
+
+    fn release(&self, segments: &[(SegmentId, u32)]) {
+        self.space.release(segments.iter().copied());
+    }
+
+    fn free_segments(&mut self) {
+        for segment in self.space.take_freed(self.number) {
+            let (decisions, ranges) = self.decisions.carry_forward(segment);
+            if !decisions.is_empty() {
+                let extent = self.writer.checkpoint(&decisions);
+                self.decisions.carried(ranges, extent.segment);
+                self.note_unwritten(Unwritten::Checkpoint(decisions));
+            }
+            self.freed.push(segment);
+        }
+    }
+
+    // ---- start -----------------------------------------------------------------------------
+
+    /// One record of an earlier life, in the order it was written. Every fragment counts as live
+    /// until something says otherwise.
+    pub fn recover(&mut self, record: Recovered) {
+        match record {
+            Recovered::Fragment {
+                extent,
+                trace,
+                hash,
+                arrival,
+                spans,
+                span_bytes,
+                has_root,
+            } => {
+                let stage = match self.decisions.get(trace).map(|held| held.decision.verdict) {
+                    Some(Verdict::Keep) => Stage::Kept {
+                        exporting: 0,
+                        queued: false,
+                    },
+                    Some(Verdict::Drop) => {
+                        self.release(&[(extent.segment, 1)]);
+                        return;
+                    }
+                    None => Stage::Undecided,
+                };
+                let (entry, _) = self.index.begin(trace, arrival, stage);
+                entry.push(FragmentRef::new(hash, extent));
+                entry.last_seen = entry.last_seen.max(arrival);
+                entry.spans += spans;
+                entry.span_bytes += u64::from(span_bytes);
+                if has_root && entry.root_seen.is_none() {
+                    entry.root_seen = Some(arrival);
+                }
+                if entry.stage == Stage::Undecided {
+                    self.index.count_spans(spans);
+                }
+            }
+            Recovered::Verdict(decision) => self.recover_decision(decision),
+            Recovered::Checkpoint(decisions) => {
+                for decision in decisions {
+                    self.recover_decision(decision);
+                }
+            }
+            Recovered::Exported { trace, fragments } => {
+                let exported_at = self
+                    .decisions
+                    .get(trace)
+                    .map_or(Moment::ZERO, |held| held.decision.decided_at);
+                self.decisions
+                    .note_exported(trace, fragments.iter().copied(), exported_at);
+                let Some(entry) = self.index.get_mut(trace) else {
+                    return;
+                };
+                let taken = entry.take(|held| fragments.contains(&held.hash()));
+                let empty = entry.fragments().is_empty();
+                if empty {
+                    self.index.remove(trace);
+                }
+                self.release(&by_segment(&taken));
+            }
+        }
+    }
+
+    fn recover_decision(&mut self, decision: Decision) {
+        // Which segment records it does not matter: `recovered` writes all of them anew.
+        self.remember(decision, SegmentId(0));
+        self.apply_recovered(decision);
+    }
+
+    fn apply_recovered(&mut self, decision: Decision) {
+        match decision.verdict {
+            Verdict::Keep => {
+                if let Some(entry) = self.index.decide_keep(decision.trace) {
+                    entry.decision = Some(Box::new(decision));
+                }
+            }
+            Verdict::Drop => {
+                if let Some(entry) = self.index.remove(decision.trace) {
+                    self.retained.push_back((
+                        decision.decided_at + self.config.drop_retain,
+                        by_segment(entry.fragments()),
+                    ));
+                }
+            }
+        }
+    }
+
+    /// All records of earlier lives are in: sets deadlines and queues, and writes the decisions
+    /// into this life's log, so that no segment of an earlier life is needed for them.
+    pub fn recovered(&mut self, now: Moment) {
+        let _ = self.decisions.carry_forward(SegmentId(0));
+        self.decisions.expire(now);
+        self.retained
+            .make_contiguous()
+            .sort_by_key(|(until, _)| *until);
+        let decisions: Vec<Decision> = self.decisions.all().copied().collect();
+        let mut place = 0;
+        for some in decisions.chunks(CHECKPOINT_DECISIONS) {
+            let extent = self.writer.checkpoint(some);
+            self.decisions
+                .recorded_again(place..place + some.len(), extent.segment);
+            place += some.len();
+            self.note_unwritten(Unwritten::Checkpoint(some.to_vec()));
+        }
+        let mut kept: Vec<(Moment, TraceId)> = Vec::new();
+        for (trace, entry) in self.index.traces() {
+            match &entry.decision {
+                None => self.deadlines.push(self.due(entry).0, trace),
+                Some(decision) => kept.push((decision.decided_at, trace)),
+            }
+        }
+        kept.sort_unstable();
+        for (_, trace) in kept {
+            self.queue_export(trace);
+        }
+    }
+
+    // ---- what is shown ---------------------------------------------------------------------
+
+    fn show(&mut self) {
+        let now = Shown {
+            undecided_traces: self.index.undecided() as i64,
+            undecided_spans: self.index.undecided_spans() as i64,
+            awaiting_export: self.awaiting_export() as i64,
+            decisions: self.decisions.len() as i64,
+            decision_bytes: self.decisions.bytes() as i64,
+        };
+        let m = &self.metrics;
+        let was = self.shown;
+        m.undecided_traces
+            .inc_by(now.undecided_traces - was.undecided_traces);
+        m.undecided_spans
+            .inc_by(now.undecided_spans - was.undecided_spans);
+        m.awaiting_export_traces
+            .inc_by(now.awaiting_export - was.awaiting_export);
+        m.decisions_remembered.inc_by(now.decisions - was.decisions);
+        m.decision_memory_bytes
+            .inc_by(now.decision_bytes - was.decision_bytes);
+        self.shown = now;
+    }
+}
+
+/// Decisions in one checkpoint record at start: 56 kB each.
+const CHECKPOINT_DECISIONS: usize = 1_000;
+
+/// How many fragments lie in which segment. A trace lies in one or two.
+fn by_segment(fragments: &[FragmentRef]) -> Box<[(SegmentId, u32)]> {
+    let mut counts: Vec<(SegmentId, u32)> = Vec::with_capacity(2);
+    for fragment in fragments {
+        let segment = fragment.extent().segment;
+        match counts.iter_mut().find(|(held, _)| *held == segment) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((segment, 1)),
+        }
+    }
+    counts.into_boxed_slice()
+}

@@ -1,0 +1,327 @@
+//! Runs a shard: takes messages from its queues, lends it the clock, hands its batches to the
+//! disk thread.
+//!
+//! One batch is on its way to disk at a time; what comes in meanwhile makes the next one. So a
+//! slow disk means larger batches, not longer queues of small ones (group commit).
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select, unbounded};
+use tokio::sync::oneshot;
+
+use crate::log::{Disk, Volume};
+use crate::model::SteadyClock;
+use crate::worker::disk::{self, AckLevel, DiskBatch, DiskDone};
+use crate::worker::ingest::Incoming;
+use crate::worker::shard::{AppendRefused, ExportWork, Placement, Shard};
+
+/// Answers one request's part at one shard. Dropped unanswered it answers as well: the receiver
+/// sees that the shard is gone.
+#[derive(Debug)]
+pub(crate) struct Reply(oneshot::Sender<Result<Vec<u32>, AppendRefused>>);
+
+impl Reply {
+    pub(crate) fn send(self, result: Result<Vec<u32>, AppendRefused>) {
+        // A client that went away does not wait for its answer.
+        self.0.send(result).ok();
+    }
+}
+
+#[derive(Debug)]
+struct Append {
+    incoming: Arc<Incoming>,
+    fragments: Vec<(u32, Placement)>,
+    reply: Reply,
+}
+
+/// What does not wait behind data. Bounded by who sends it: exporters and the worker's own steps.
+#[derive(Debug)]
+enum Control {
+    Pull {
+        bytes_max: u64,
+        traces_max: usize,
+        reply: oneshot::Sender<ExportWork>,
+    },
+    Exported(ExportWork),
+    PutBack(ExportWork),
+    Deciding(bool),
+    AwaitingExport(oneshot::Sender<usize>),
+    Stop(oneshot::Sender<()>),
+}
+
+/// The door to a running shard; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct ShardHandle {
+    data: Sender<Append>,
+    control: Sender<Control>,
+}
+
+/// Requests that may wait for a shard. Their bytes are bounded by admission; this bounds the queue
+/// of tiny ones.
+const DATA_QUEUE: usize = 4096;
+/// A batch is handed over once it has so many bytes, even if more waits.
+const BATCH_BYTES: usize = 4 << 20;
+/// The shard looks at its clock at least so often, for gauges and memory that is given back.
+const TICK: Duration = Duration::from_millis(200);
+
+impl ShardHandle {
+    /// Gives the shard its fragments of a request. `None`: its queue is full.
+    pub(crate) fn append(
+        &self,
+        incoming: Arc<Incoming>,
+        fragments: Vec<(u32, Placement)>,
+    ) -> Option<oneshot::Receiver<Result<Vec<u32>, AppendRefused>>> {
+        let (sender, receiver) = oneshot::channel();
+        let append = Append {
+            incoming,
+            fragments,
+            reply: Reply(sender),
+        };
+        match self.data.try_send(append) {
+            // Disconnected: the dropped reply tells the caller.
+            Ok(()) | Err(TrySendError::Disconnected(_)) => Some(receiver),
+            Err(TrySendError::Full(_)) => None,
+        }
+    }
+
+    /// Waits for kept traces. `None`: the shard has stopped.
+    pub(crate) async fn pull(&self, bytes_max: u64, traces_max: usize) -> Option<ExportWork> {
+        let (reply, receiver) = oneshot::channel();
+        let pull = Control::Pull {
+            bytes_max,
+            traces_max,
+            reply,
+        };
+        self.control.send(pull).ok()?;
+        receiver.await.ok()
+    }
+
+    pub(crate) fn exported(&self, work: ExportWork) {
+        // A stopped shard forgets with its process; the log then exports this once more.
+        self.control.send(Control::Exported(work)).ok();
+    }
+
+    pub(crate) fn put_back(&self, work: ExportWork) {
+        self.control.send(Control::PutBack(work)).ok();
+    }
+
+    pub(crate) fn set_deciding(&self, deciding: bool) {
+        self.control.send(Control::Deciding(deciding)).ok();
+    }
+
+    /// Kept traces that the backend has not got.
+    pub(crate) async fn awaiting_export(&self) -> usize {
+        let (reply, receiver) = oneshot::channel();
+        self.control.send(Control::AwaitingExport(reply)).ok();
+        receiver.await.unwrap_or(0)
+    }
+
+    /// Stops the shard once everything it was given is on disk and answered.
+    pub(crate) async fn stop(&self) {
+        let (reply, receiver) = oneshot::channel();
+        self.control.send(Control::Stop(reply)).ok();
+        receiver.await.ok();
+    }
+}
+
+/// Starts the two threads of a shard.
+pub(crate) fn spawn<D: Disk>(
+    number: u16,
+    shard: Shard,
+    clock: SteadyClock,
+    volume: Arc<Volume<D>>,
+    level: AckLevel,
+) -> std::io::Result<(ShardHandle, [JoinHandle<()>; 2])> {
+    let (data_sender, data) = bounded(DATA_QUEUE);
+    let (control_sender, control) = unbounded();
+    let (batch_sender, batches) = bounded(1);
+    let (done_sender, done) = bounded(1);
+    let disk = disk::spawn(number, volume, level, batches, done_sender)?;
+    let thread = std::thread::Builder::new()
+        .name(format!("shard-{number}"))
+        .spawn(move || {
+            Running {
+                shard,
+                clock,
+                data,
+                control,
+                batches: batch_sender,
+                done,
+                on_its_way: false,
+                epoch: 0,
+                replies: Vec::new(),
+                pulls: Vec::new(),
+                stop: None,
+            }
+            .run();
+        })?;
+    let handle = ShardHandle {
+        data: data_sender,
+        control: control_sender,
+    };
+    Ok((handle, [thread, disk]))
+}
+
+struct Waiting {
+    bytes_max: u64,
+    traces_max: usize,
+    reply: oneshot::Sender<ExportWork>,
+}
+
+struct Running {
+    shard: Shard,
+    clock: SteadyClock,
+    data: Receiver<Append>,
+    control: Receiver<Control>,
+    batches: Sender<DiskBatch>,
+    done: Receiver<DiskDone>,
+    /// A batch is at the disk thread.
+    on_its_way: bool,
+    epoch: u64,
+    /// Who waits for the batch that is being filled.
+    replies: Vec<(Reply, Vec<u32>)>,
+    pulls: Vec<Waiting>,
+    stop: Option<oneshot::Sender<()>>,
+}
+
+impl Running {
+    fn run(mut self) {
+        loop {
+            let wait = self
+                .shard
+                .next_wakeup()
+                .map_or(TICK, |at| at.since(self.clock.now()).min(TICK));
+            select! {
+                recv(self.done) -> done => match done {
+                    Ok(done) => self.batch_done(done),
+                    Err(_) => return,
+                },
+                recv(self.control) -> control => match control {
+                    Ok(control) => self.control(control),
+                    // Nobody holds a handle: nobody will ever ask for anything again.
+                    Err(_) => return,
+                },
+                recv(self.data) -> append => {
+                    if let Ok(append) = append {
+                        self.append(append);
+                    }
+                }
+                default(wait) => {}
+            }
+            while let Ok(done) = self.done.try_recv() {
+                self.batch_done(done);
+            }
+            while let Ok(control) = self.control.try_recv() {
+                self.control(control);
+            }
+            while self.shard.pending_bytes() < BATCH_BYTES
+                && let Ok(append) = self.data.try_recv()
+            {
+                self.append(append);
+            }
+            self.shard.tick(self.clock.now());
+            self.hand_over();
+            self.answer_pulls();
+            if self.stop.is_some() && !self.on_its_way && self.replies.is_empty() {
+                if let Some(stopped) = self.stop.take() {
+                    stopped.send(()).ok();
+                }
+                return;
+            }
+        }
+    }
+
+    fn append(&mut self, append: Append) {
+        let now = self.clock.now();
+        match self.shard.append(&append.incoming, &append.fragments, now) {
+            Ok(elsewhere) => self.replies.push((append.reply, elsewhere)),
+            Err(refused) => append.reply.send(Err(refused)),
+        }
+    }
+
+    fn control(&mut self, control: Control) {
+        let now = self.clock.now();
+        match control {
+            Control::Pull {
+                bytes_max,
+                traces_max,
+                reply,
+            } => self.pulls.push(Waiting {
+                bytes_max,
+                traces_max,
+                reply,
+            }),
+            Control::Exported(work) => self.shard.exported(work, now),
+            Control::PutBack(work) => self.shard.put_back(work, now),
+            Control::Deciding(deciding) => self.shard.set_deciding(deciding),
+            Control::AwaitingExport(reply) => {
+                reply.send(self.shard.awaiting_export()).ok();
+            }
+            Control::Stop(stopped) => self.stop = Some(stopped),
+        }
+    }
+
+    fn batch_done(&mut self, done: DiskDone) {
+        self.on_its_way = false;
+        for buffer in done.buffers {
+            self.shard.recycle(buffer);
+        }
+        if done.failed {
+            // Those who joined the batch being filled may wait for bytes that are now forgotten.
+            for (reply, _) in self.replies.drain(..) {
+                reply.send(Err(AppendRefused::LogFailed));
+            }
+            self.epoch += 1;
+            self.shard
+                .batch_failed(done.number.unwrap_or_default(), self.clock.now());
+        } else if let Some(number) = done.number {
+            self.shard.batch_written(number);
+        }
+    }
+
+    fn hand_over(&mut self) {
+        if self.on_its_way {
+            return;
+        }
+        let (number, ops) = match self.shard.take_batch() {
+            Some((number, ops)) => (Some(number), ops),
+            // Nothing to write and nothing on its way: all that the replies wait for is done.
+            None => {
+                for (reply, elsewhere) in self.replies.drain(..) {
+                    reply.send(Ok(elsewhere));
+                }
+                return;
+            }
+        };
+        let batch = DiskBatch {
+            number,
+            epoch: self.epoch,
+            ops,
+            replies: std::mem::take(&mut self.replies),
+        };
+        // Capacity one, and none is on its way: this does not block.
+        self.on_its_way = self.batches.send(batch).is_ok();
+    }
+
+    fn answer_pulls(&mut self) {
+        while let Some(waiting) = self.pulls.pop() {
+            if waiting.reply.is_closed() {
+                continue;
+            }
+            match self.shard.pull(waiting.bytes_max, waiting.traces_max) {
+                Some(work) => {
+                    if let Err(work) = waiting.reply.send(work) {
+                        // The exporter went away between the check and now.
+                        self.shard.put_back(work, self.clock.now());
+                    }
+                }
+                None => {
+                    self.pulls.push(waiting);
+                    return;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! Brings a worker to life from its data dir, and to rest again.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::cluster::{View, ViewHandle};
+use crate::log::{Disk, ReadError, RecoveryReport, Space, SpaceConfig, Volume, Writer, recover};
+use crate::model::{Incarnation, Member, SteadyClock};
+use crate::policy::Rules;
+use crate::trace::DecisionMemory;
+use crate::wire::{Fragments, Scan, ScanLimits};
+use crate::worker::disk::AckLevel;
+use crate::worker::export::Destination;
+use crate::worker::exporter::{EXPORTERS_PER_SHARD, Exporter};
+use crate::worker::forward::Peers;
+use crate::worker::ingest::shard_of;
+use crate::worker::metrics::WorkerMetrics;
+use crate::worker::shard::{Shard, ShardConfig};
+use crate::worker::shard_thread::{self, ShardHandle};
+
+/// What a worker is told once; every value is legal.
+#[derive(Debug, Clone)]
+pub struct WorkerConfig {
+    pub name: Member,
+    pub incarnation: Incarnation,
+    /// Threads that own traces: one a core.
+    pub shards: u16,
+    pub scan: ScanLimits,
+    pub ack: AckLevel,
+    pub segment_bytes: u32,
+    pub log_max_bytes: u64,
+    pub trace_spans_max: u32,
+    pub trace_bytes_max: u64,
+    pub drop_retain: Duration,
+    pub decision_memory_max_bytes: usize,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("the log cannot be read: {0}")]
+    Log(#[from] ReadError),
+    #[error("a thread cannot be started: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// A running worker. Receives as a [`crate::net::server::Ingest`].
+#[derive(Debug)]
+pub struct Worker {
+    pub(crate) name: Member,
+    pub(crate) config: WorkerConfig,
+    pub(crate) view: ViewHandle,
+    pub(crate) shards: Vec<ShardHandle>,
+    pub(crate) peers: Arc<Peers>,
+    pub(crate) metrics: WorkerMetrics,
+    space: Arc<Space>,
+    recovery: RecoveryReport,
+    deciding: AtomicBool,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    exporters: Mutex<Vec<tokio::task::JoinHandle<()>>>,
+    /// Scans and fragment lists that are warm. Bounded: a burst's surplus is dropped.
+    parsed: Mutex<Vec<(Scan, Fragments)>>,
+}
+
+const PARSED_KEPT: usize = 64;
+
+impl Worker {
+    /// Indexes the log and starts the shards and their exporters. Blocks while it reads; call it
+    /// where blocking is allowed, inside a tokio runtime. The worker accepts at once and decides
+    /// nothing before [`Worker::join`].
+    pub fn start<D: Disk>(
+        config: WorkerConfig,
+        disk: D,
+        rules: Arc<Rules>,
+        destination: Arc<Destination>,
+        view: ViewHandle,
+        clock: SteadyClock,
+        metrics: WorkerMetrics,
+    ) -> Result<Arc<Self>, StartError> {
+        let space = Space::new(SpaceConfig {
+            segment_bytes: config.segment_bytes,
+            log_max_bytes: config.log_max_bytes,
+            shards: config.shards,
+        });
+        let volume = Volume::new(disk);
+        // Random in each life: what outsiders send must not steer our hash tables.
+        let secret: u64 = rand::random();
+        let shard_config = ShardConfig {
+            trace_spans_max: config.trace_spans_max,
+            trace_bytes_max: config.trace_bytes_max,
+            drop_retain: config.drop_retain,
+            decision_memory: DecisionMemory {
+                bytes_max: config.decision_memory_max_bytes / usize::from(config.shards),
+                decisions: Duration::from_secs(600),
+                exported_hashes: Duration::from_secs(300),
+            },
+            verdict_seed: secret,
+        };
+        let mut shards: Vec<Shard> = Vec::with_capacity(usize::from(config.shards));
+        for number in 0..config.shards {
+            shards.push(Shard::new(
+                number,
+                ShardConfig {
+                    verdict_seed: secret.wrapping_add(u64::from(number) << 48),
+                    ..shard_config.clone()
+                },
+                rules.clone(),
+                Writer::new(number, space.clone(), secret),
+                space.clone(),
+                metrics.clone(),
+            ));
+        }
+        // Nothing is written before all is read: new segments are numbered after all found ones.
+        let recovery = recover(&volume, &space, &mut |record| {
+            distribute(&mut shards, record);
+        })?;
+        let mut handles = Vec::with_capacity(shards.len());
+        let mut threads = Vec::new();
+        for (number, mut shard) in shards.into_iter().enumerate() {
+            shard.recovered(clock.now());
+            let (handle, pair) =
+                shard_thread::spawn(number as u16, shard, clock, volume.clone(), config.ack)?;
+            threads.extend(pair);
+            handles.push(handle);
+        }
+        let exporters = handles
+            .iter()
+            .flat_map(|shard| std::iter::repeat_n(shard, EXPORTERS_PER_SHARD))
+            .map(|shard| {
+                Exporter {
+                    member: config.name.clone(),
+                    shard: shard.clone(),
+                    volume: volume.clone(),
+                    destination: destination.clone(),
+                    metrics: metrics.clone(),
+                    dedup_seed: secret,
+                }
+                .spawn()
+            })
+            .collect();
+        Ok(Arc::new(Self {
+            name: config.name.clone(),
+            config,
+            view,
+            shards: handles,
+            peers: Arc::default(),
+            metrics,
+            space,
+            recovery,
+            deciding: AtomicBool::new(false),
+            threads: Mutex::new(threads),
+            exporters: Mutex::new(exporters),
+            parsed: Mutex::default(),
+        }))
+    }
+
+    /// What the log of earlier lives held.
+    pub fn recovery(&self) -> &RecoveryReport {
+        &self.recovery
+    }
+
+    /// Begins to give verdicts as soon as this member is in the ring, and stops when it is not.
+    /// Returns whether it is. Called again and again by the process.
+    pub fn join(&self) -> bool {
+        let joined = self.index_in(&self.view.load()).is_some();
+        if self.deciding.swap(joined, Ordering::AcqRel) != joined {
+            for shard in &self.shards {
+                shard.set_deciding(joined);
+            }
+        }
+        self.metrics.log_bytes.set(self.space.used_bytes() as i64);
+        self.metrics.log_segments.set(self.space.segments() as i64);
+        joined
+    }
+
+    /// Where this member stands in a view.
+    pub(crate) fn index_in(&self, view: &View) -> Option<u16> {
+        view.table
+            .members()
+            .binary_search(&self.name)
+            .ok()
+            .and_then(|index| u16::try_from(index).ok())
+    }
+
+    /// After the last request: waits until what is kept is exported, at most `deadline`, then
+    /// stops. What is left stays in the log for the next life. Returns how many kept traces are.
+    pub async fn stop(&self, deadline: Duration) -> usize {
+        let end = tokio::time::Instant::now() + deadline;
+        let mut left;
+        loop {
+            left = 0;
+            for shard in &self.shards {
+                left += shard.awaiting_export().await;
+            }
+            if left == 0 || tokio::time::Instant::now() >= end {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        for shard in &self.shards {
+            shard.stop().await;
+        }
+        let exporters = std::mem::take(
+            &mut *self
+                .exporters
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+        for exporter in exporters {
+            exporter.abort();
+        }
+        let threads =
+            std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        // The shards have answered Stop: their threads end by themselves, at once.
+        let joined = tokio::task::spawn_blocking(move || {
+            for thread in threads {
+                if thread.join().is_err() {
+                    tracing::error!("a shard's thread panicked");
+                }
+            }
+        });
+        if joined.await.is_err() {
+            tracing::error!("the shards' threads could not be waited for");
+        }
+        left
+    }
+
+    pub(crate) fn take_parsed(&self) -> (Scan, Fragments) {
+        self.parsed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop()
+            .unwrap_or_default()
+    }
+
+    pub(crate) fn give_parsed(&self, parsed: (Scan, Fragments)) {
+        let mut kept = self.parsed.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() < PARSED_KEPT {
+            kept.push(parsed);
+        }
+    }
+}
+
+/// Gives a record of an earlier life to the shard that owns its trace now: their number may have
+/// changed.
+fn distribute(shards: &mut [Shard], record: crate::log::Recovered) {
+    use crate::log::Recovered;
+    let count = shards.len();
+    match record {
+        Recovered::Checkpoint(decisions) => {
+            let mut shares = vec![Vec::new(); count];
+            for decision in decisions {
+                shares[shard_of(decision.trace, count)].push(decision);
+            }
+            for (shard, share) in shards.iter_mut().zip(shares) {
+                if !share.is_empty() {
+                    shard.recover(Recovered::Checkpoint(share));
+                }
+            }
+        }
+        Recovered::Fragment { trace, .. } | Recovered::Exported { trace, .. } => {
+            shards[shard_of(trace, count)].recover(record);
+        }
+        Recovered::Verdict(decision) => {
+            shards[shard_of(decision.trace, count)].recover(record);
+        }
+    }
+}
