@@ -9,4 +9,4 @@ mod view;
 
 pub use discovery::{Discovery, DiscoveryMetrics};
 pub use source::{Source, SourceError};
-pub use view::{View, ViewHandle};
+pub use view::{MemberDescription, View, ViewDescription, ViewHandle};
