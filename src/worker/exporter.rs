@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderValue};
 use tokio::task::JoinHandle;
 
 use crate::log::{Disk, ReadError, Volume};
-use crate::model::{Extent, Member, SteadyClock, TraceId, VerdictId};
+use crate::model::{Extent, Member, TraceId, VerdictId};
 use crate::net::metadata;
 use crate::wire::{BatchBuilder, span_id_of, spans_in};
 use crate::worker::export::{Batch, Delivery, Destination};

@@ -59,13 +59,14 @@ impl Peers {
         // Nothing in here panics, so a poisoned lock cannot hold a half-made map.
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         clients.retain(|member, _| view.addresses.contains_key(member));
+        let target = Target::plain(address).ok()?;
         let (known, client) = clients.entry(owner.clone()).or_insert_with(|| {
-            let client = GrpcClient::new(Target::plain(address), ClientConfig::default());
+            let client = GrpcClient::new(target.clone(), ClientConfig::peer());
             (address, Arc::new(client))
         });
         if *known != address {
             *known = address;
-            client.set_target(Target::plain(address));
+            client.set_target(target);
         }
         Some(client.clone())
     }

@@ -12,7 +12,6 @@ use crate::net::server::{Accepted, Ingest, IngestRequest};
 use crate::net::status::{Refusal, RefusalReason};
 use crate::wire::{FragmentView, Fragments, Rejections, RejectReason, Scan, ScanError};
 use crate::worker::Worker;
-use crate::worker::metrics::SpanFate;
 use crate::worker::shard::{AppendRefused, Placement};
 
 /// A message on its way to the shards, with the bytes it costs.
@@ -221,7 +220,7 @@ impl Worker {
         &self,
         incoming: &Arc<Incoming>,
         elsewhere: &[u32],
-        view: &View,
+        view: &Arc<View>,
     ) -> Result<(), Refusal> {
         let mut by_owner: Vec<(Member, Vec<u32>)> = Vec::new();
         for &number in elsewhere {
@@ -234,14 +233,27 @@ impl Worker {
                 None => by_owner.push((owner.clone(), vec![number])),
             }
         }
-        let mut held: Vec<u32> = elsewhere.to_vec();
+        // Owners are asked at the same time: one that hangs must not use up the others' time.
+        let mut asked = tokio::task::JoinSet::new();
         for (owner, numbers) in by_owner {
             let mut message = Vec::new();
             for &number in &numbers {
                 incoming.view(number).write_request_to(&mut message);
             }
-            match self.peers.pass_on(&owner, message.into(), view).await {
-                Ok(()) => held.retain(|number| !numbers.contains(number)),
+            let peers = self.peers.clone();
+            let view = view.clone();
+            asked.spawn(async move {
+                let passed = peers.pass_on(&owner, message.into(), &view).await;
+                (owner, numbers, passed)
+            });
+        }
+        let mut held: Vec<u32> = elsewhere.to_vec();
+        while let Some(answer) = asked.join_next().await {
+            let Ok((owner, numbers, passed)) = answer else {
+                continue;
+            };
+            match passed {
+                Ok(()) => held.retain(|number| numbers.binary_search(number).is_err()),
                 Err(error) => {
                     self.metrics.forwards_failed.inc();
                     tracing::warn!(%owner, %error, "cannot pass traces on to their owner; holding them here");
@@ -260,7 +272,6 @@ impl Worker {
     }
 }
 
-/// Spans that `fate` counts: kept beside the code that decides fates.
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -275,12 +286,5 @@ mod tests {
         for count in counts {
             assert!((9_500..10_500).contains(&count), "{counts:?}");
         }
-    }
-
-    #[test]
-    fn fates_have_distinct_labels() {
-        let labels: std::collections::BTreeSet<_> =
-            SpanFate::ALL.iter().map(|fate| fate.label()).collect();
-        assert_eq!(labels.len(), SpanFate::ALL.len());
     }
 }

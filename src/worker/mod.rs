@@ -10,9 +10,9 @@ pub mod export;
 mod disk;
 mod exporter;
 mod forward;
-mod ingest;
+pub mod ingest;
 mod metrics;
-mod shard;
+pub mod shard;
 mod shard_thread;
 mod start;
 
