@@ -1,11 +1,79 @@
 //! The segment log: trace buffer, write-ahead log, spool and source of handoff in one.
 //!
 //! The writer is an encoder and does no I/O: it turns records into [`DiskOp`]s, which a thread
-//! beside the shard gives to a [`Volume`]. Reading goes by [`Extent`], from any thread.
-//! (The on-disk format stands here, at the top of the folder.)
+//! beside the shard gives to a [`Volume`]. Reading goes by [`Extent`], from any thread. [`Space`]
+//! counts bytes and live frames and says which segments may go. Who is live is the caller's to
+//! say; deciding, exporting and indexing are not done here.
+//!
+//! What an acknowledgement means: `Volume::apply(Write)` returned, so the record survives the
+//! process; `Volume::sync` returned, so it survives the host. Nothing is promised for a record
+//! whose write or sync failed: it may come back after a restart or not.
+//!
+//! # Files
+//!
+//! A data dir is flat: `LOCK` and `IDENTITY` (see `directory.rs`), and segments `NNNNNNNNNN.seg`,
+//! the segment ID in ten decimal digits. IDs grow over all shards and all lives of the dir. Other
+//! files are left alone. All integers are little-endian.
+//!
+//! # Segment
+//!
+//! ```text
+//! segment := header frame*
+//! header  := magic    [8]  "TAILRLOG"                              at 0
+//!            version  u32  1                                       at 8
+//!            segment  u32  as in the file's name                   at 12
+//!            shard    u16  the shard that wrote it                 at 16
+//!            zero     [2]                                          at 18
+//!            crc      u32  CRC32C of bytes 0..20 and 24..64        at 20
+//!            life     u64  grows with each start on this data dir  at 24
+//!            created  u64  unix nanoseconds of the latest record before it, or 0   at 32
+//!            zero     [24]                                         at 40
+//! ```
+//!
+//! These 64 bytes keep their places in every version, so that any version can tell that a file
+//! comes from a newer one. A segment holds 64 MiB; a record of more than three quarters of that
+//! gets a segment of its own size plus a quarter (the quarter, because a giant resource header is
+//! often followed by more fragments that refer to it).
+//!
+//! # Frame
+//!
+//! ```text
+//! frame := len u32 (of the payload)  kind u8  crc u32  payload [len]
+//! crc   := CRC32C of: segment u32, offset of the frame in its file u32, len u32, kind u8, payload
+//! ```
+//!
+//! Seeded so, a stale frame, or one at another place, never checks. Readers skip frames of unknown
+//! kinds whose checksum is right.
+//!
+//! | kind | name | payload |
+//! |---|---|---|
+//! | 1 | FRAGMENT | trace \[16], hash u128, arrival u64 (unix ns), previous: segment u32, offset u32, len u32 (all 0: none), spans u32, flags u8 (bit 0: has a root span), resource u32, scopes u32, then for each scope: header u32, spans length u32; then for each scope: `(12 len span)*` |
+//! | 2 | HEADER | xxh3-128 of the bytes u128, bytes of a resource or scope header |
+//! | 3 | VERDICT | decision |
+//! | 4 | EXPORTED | trace \[16], count u32, fragment hash u128 × count |
+//! | 5 | MOVED | reserved: trace, generation, to |
+//! | 6 | COMMIT | reserved: end of a received generation |
+//! | 7 | RULES | reserved |
+//! | 8 | CHECKPOINT | count u32, decision × count |
+//!
+//! A header reference is the offset of a HEADER frame earlier in the same segment; 0 is the empty
+//! header, which is not stored. One scope: 82 bytes beside the spans.
+//!
+//! ```text
+//! decision := trace [16]  verdict u8 (1 KEEP, 2 DROP)  id u32  threshold u64  policy u16
+//!             rules version u64  decided at u64 (unix ns)
+//! ```
+//!
+//! # Freeing
+//!
+//! Tombstones (EXPORTED, VERDICT) lie in younger segments than the fragments they cover, so a
+//! segment goes only after every older one of its shard, and segments of earlier lives go in the
+//! order of their IDs, before any of this life. See [`Space::take_freed`].
 
+mod directory;
 mod disk;
 mod format;
+mod header_cache;
 mod reader;
 mod recovery;
 mod simulated;
@@ -13,11 +81,12 @@ mod space;
 mod volume;
 mod writer;
 
-pub use disk::{Disk, DiskFile, RealDisk};
+pub use directory::{DirLock, DirectoryError, StoreIdentity};
+pub use disk::{Disk, DiskFile, RealDisk, RealFile};
 pub use format::{DecisionRecord, Extent, SegmentId};
 pub use reader::{ReadError, StoredFragment, StoredScope};
 pub use recovery::{Recovered, RecoveryReport, recover};
-pub use simulated::SimulatedDisk;
+pub use simulated::{SimulatedDisk, SimulatedFile};
 pub use space::{Space, SpaceConfig};
 pub use volume::{DiskOp, Volume};
 pub use writer::Writer;

@@ -1,9 +1,24 @@
-//! Fragments as they lie in the log.
+//! Fragments as they lie in the log, read back by extent. Every frame and every header that is
+//! handed out was checked.
+
+use std::io;
 
 use bytes::Bytes;
 
-use crate::log::Extent;
+use crate::log::format::{
+    self, FRAME_HEADER_BYTES, FragmentPayload, HEADER_HASH_BYTES, Kind, SEGMENT_HEADER_BYTES,
+};
+use crate::log::volume::OpenSegment;
+use crate::log::{Disk, DiskFile, Extent, SegmentId, Volume};
 use crate::model::{FragmentHash, Moment, TraceId};
+
+/// Frames at most this far apart are read together: a seek costs more than 16 KiB of sequential
+/// reading even from the page cache's point of view (one system call).
+const GAP_BYTES_MAX: u64 = 16 << 10;
+/// One read, unless a single frame is longer. The spans handed out pin the read's buffer.
+const READ_BYTES_MAX: u64 = 4 << 20;
+/// Most headers are shorter; a longer one takes a second read.
+const HEADER_READ_BYTES: u64 = 4 << 10;
 
 /// A fragment read back; its bytes are checked.
 #[derive(Debug, Clone)]
@@ -30,13 +45,188 @@ pub struct StoredScope {
 pub enum ReadError {
     #[error("segment {segment:?} is damaged at {offset}: {what}")]
     Damaged {
-        segment: crate::log::SegmentId,
+        segment: SegmentId,
         offset: u32,
         what: &'static str,
     },
     #[error("cannot read segment {segment:?}: {source}")]
     Io {
-        segment: crate::log::SegmentId,
-        source: std::io::Error,
+        segment: SegmentId,
+        source: io::Error,
     },
+    #[error("cannot list the data dir: {source}")]
+    List { source: io::Error },
+    #[error(
+        "segment {segment:?} has format version {found}, written by a newer tailring; this one reads version {known}: start the newer one again, or give another --data-dir"
+    )]
+    Version {
+        segment: SegmentId,
+        found: u32,
+        known: u32,
+    },
+}
+
+impl<D: Disk> Volume<D> {
+    /// Reads fragments, given in any order; one read for neighbours. The answer is in the order
+    /// of the question.
+    pub fn read(&self, extents: &[Extent]) -> Result<Vec<StoredFragment>, ReadError> {
+        let mut order: Vec<usize> = (0..extents.len()).collect();
+        order.sort_unstable_by_key(|index| extents[*index]);
+        let mut found: Vec<Option<StoredFragment>> = vec![None; extents.len()];
+        let mut rest = &order[..];
+        while let Some(first) = rest.first() {
+            let first = extents[*first];
+            let (count, end) = neighbours(first, rest.iter().map(|index| extents[*index]));
+            let (run, after) = rest.split_at(count);
+            rest = after;
+            let open = self.open_to_read(first.segment)?;
+            let bytes = read_range(&open, first, end)?;
+            for index in run {
+                let extent = extents[*index];
+                let from = (extent.offset - first.offset) as usize;
+                let frame = bytes.slice(from..from + extent.len as usize);
+                found[*index] = Some(self.fragment(&open, extent, &frame)?);
+            }
+        }
+        Ok(found.into_iter().flatten().collect())
+    }
+
+    fn open_to_read(
+        &self,
+        segment: SegmentId,
+    ) -> Result<std::sync::Arc<OpenSegment<D::File>>, ReadError> {
+        self.segment(segment)
+            .map_err(|source| ReadError::Io { segment, source })
+    }
+
+    fn fragment(
+        &self,
+        open: &OpenSegment<D::File>,
+        extent: Extent,
+        frame: &Bytes,
+    ) -> Result<StoredFragment, ReadError> {
+        let damaged = |what| ReadError::Damaged {
+            segment: extent.segment,
+            offset: extent.offset,
+            what,
+        };
+        let kind = format::check_frame(frame, extent.segment, extent.offset).map_err(damaged)?;
+        if Kind::from_byte(kind) != Some(Kind::Fragment) {
+            return Err(damaged("it is not a fragment"));
+        }
+        let payload = frame.slice(FRAME_HEADER_BYTES..);
+        let decoded = FragmentPayload::decode(&payload)
+            .ok_or_else(|| damaged("the fragment's parts do not add up"))?;
+        let record = decoded.record;
+        let resource_header = self.header(open, extent, record.resource)?;
+        let scopes = decoded.scopes().map(|(header, spans)| {
+            Ok(StoredScope {
+                header: self.header(open, extent, header)?,
+                spans: payload.slice(spans),
+            })
+        });
+        Ok(StoredFragment {
+            extent,
+            trace: record.trace,
+            hash: record.hash,
+            arrival: record.arrival,
+            previous: record.previous,
+            spans: record.spans,
+            has_root: record.has_root,
+            resource_header,
+            scopes: scopes.collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// The header that a fragment refers to.
+    fn header(
+        &self,
+        open: &OpenSegment<D::File>,
+        referrer: Extent,
+        offset: u32,
+    ) -> Result<Bytes, ReadError> {
+        if offset == 0 {
+            return Ok(Bytes::new());
+        }
+        let segment = referrer.segment;
+        if let Some(known) = self.headers().get(segment, offset) {
+            return Ok(known);
+        }
+        let damaged = |what| ReadError::Damaged {
+            segment,
+            offset,
+            what,
+        };
+        // A header lies before every fragment that refers to it, whole.
+        let room = u64::from(referrer.offset).saturating_sub(u64::from(offset));
+        if (offset as usize) < SEGMENT_HEADER_BYTES || room < FRAME_HEADER_BYTES as u64 {
+            return Err(damaged("no header can lie here"));
+        }
+        let at = |len: u64| Extent {
+            segment,
+            offset,
+            // At most the distance of two offsets.
+            len: u32::try_from(len).unwrap_or(u32::MAX),
+        };
+        let start = at(room.min(HEADER_READ_BYTES));
+        let mut bytes = read_range(open, start, start.end())?;
+        let (len, _) = format::peek_frame(&bytes).ok_or_else(|| damaged("the header is cut"))?;
+        if len > room {
+            return Err(damaged("the header is longer than there is room for it"));
+        }
+        if len > bytes.len() as u64 {
+            bytes = read_range(open, at(len), at(len).end())?;
+        }
+        let frame = bytes
+            .get(..len as usize)
+            .ok_or_else(|| damaged("the header is cut"))?;
+        let kind = format::check_frame(frame, segment, offset).map_err(damaged)?;
+        if Kind::from_byte(kind) != Some(Kind::Header) {
+            return Err(damaged("it is not a header"));
+        }
+        let payload = &frame[FRAME_HEADER_BYTES..];
+        let hash =
+            format::decode_header_hash(payload).ok_or_else(|| damaged("the header is cut"))?;
+        let content = &payload[HEADER_HASH_BYTES..];
+        Ok(self.headers().insert(segment, offset, hash, content))
+    }
+}
+
+/// How many of `sorted`, which begins with `first`, are worth one read, and where it ends.
+fn neighbours(first: Extent, sorted: impl Iterator<Item = Extent>) -> (usize, u64) {
+    let mut end = first.end();
+    let mut count = 0;
+    for extent in sorted {
+        let is_near = extent.segment == first.segment
+            && u64::from(extent.offset) <= end + GAP_BYTES_MAX
+            && extent.end().max(end) - u64::from(first.offset) <= READ_BYTES_MAX;
+        if count > 0 && !is_near {
+            break;
+        }
+        end = end.max(extent.end());
+        count += 1;
+    }
+    (count, end)
+}
+
+fn read_range<F: DiskFile>(
+    open: &OpenSegment<F>,
+    first: Extent,
+    end: u64,
+) -> Result<Bytes, ReadError> {
+    let segment = first.segment;
+    let io = |source| ReadError::Io { segment, source };
+    // Before the allocation: a wrong extent must not ask for gigabytes.
+    if end > open.file.len().map_err(io)? {
+        return Err(ReadError::Damaged {
+            segment,
+            offset: first.offset,
+            what: "the segment ends before the frame does",
+        });
+    }
+    let mut bytes = vec![0; (end - u64::from(first.offset)) as usize];
+    open.file
+        .read_at(u64::from(first.offset), &mut bytes)
+        .map_err(io)?;
+    Ok(Bytes::from(bytes))
 }

@@ -1,58 +1,369 @@
-//! The byte bound of a data dir, and which segments may go.
+//! The byte bound of a data dir, and which segments may go. Does no I/O: writers say what they
+//! append, the owner of the traces says what is needed no more.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::log::{Extent, SegmentId};
 
+/// Blocks are reserved on disk in steps of this many bytes, so that a nearly empty segment does
+/// not occupy 64 MiB; the bytes in use are counted in the same steps while a segment is open.
+pub(super) const ALLOCATION_STEP_BYTES: u64 = 8 << 20;
+
+/// An offset in a segment is a `u32`; a jumbo record on top of this still fits.
+const SEGMENT_BYTES_MAX: u32 = 1 << 30;
+/// Room for the header and a small record, so that tests can have tiny segments.
+const SEGMENT_BYTES_MIN: u32 = 256;
+
 #[derive(Debug, Clone, Copy)]
 pub struct SpaceConfig {
+    /// 64 MiB in production; 256 bytes to 1 GiB, what is beyond is clamped.
     pub segment_bytes: u32,
     pub log_max_bytes: u64,
     pub shards: u16,
 }
 
+impl SpaceConfig {
+    /// Only control records may use this much below the bound: a full disk with the backend away
+    /// must be able to note what was exported when the backend returns.
+    pub fn reserve_bytes(&self) -> u64 {
+        2 * u64::from(self.segment_bytes) * u64::from(self.shards)
+    }
+
+    /// With a smaller bound a shard could not even fill one segment while it frees another.
+    pub fn smallest_bound_bytes(&self) -> u64 {
+        2 * self.reserve_bytes()
+    }
+}
+
 /// Shared by all shards of a worker; locked once a batch, never once a span.
 #[derive(Debug)]
-pub struct Space {}
+pub struct Space {
+    config: SpaceConfig,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    segments: BTreeMap<SegmentId, Segment>,
+    used_bytes: u64,
+    /// `None` once every ID was given away: 4 billion segments later.
+    next: Option<SegmentId>,
+    life: u64,
+    /// Something may have become free since the last look.
+    look: bool,
+    /// A volume tells when a segment is really gone; see [`Space::await_unlinks`].
+    awaits_unlinks: bool,
+}
+
+#[derive(Debug)]
+struct Segment {
+    shard: u16,
+    /// From an earlier life of the data dir.
+    recovered: bool,
+    sealed: bool,
+    /// Handed out by [`Space::take_freed`], and not known to be gone.
+    going: bool,
+    /// Goes below zero for a moment when a frame is released before its batch was taken.
+    live: i64,
+    bytes: u64,
+    /// Frames from here on were abandoned by the writer and never counted as live.
+    abandoned_from: Option<u32>,
+}
+
+/// What a writer tells about one segment when its batch is taken.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Progress {
+    pub(super) segment: SegmentId,
+    /// Fragments appended since the last time.
+    pub(super) fragments: u32,
+    /// The length at which it was sealed.
+    pub(super) sealed_at: Option<u32>,
+}
 
 impl Space {
     pub fn new(config: SpaceConfig) -> Arc<Self> {
-        let _ = config;
-        unimplemented!()
+        let config = SpaceConfig {
+            segment_bytes: config
+                .segment_bytes
+                .clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX),
+            ..config
+        };
+        Arc::new(Self {
+            config,
+            inner: Mutex::new(Inner {
+                segments: BTreeMap::new(),
+                used_bytes: 0,
+                next: Some(SegmentId(1)),
+                life: 1,
+                look: false,
+                awaits_unlinks: false,
+            }),
+        })
     }
 
     /// Whether client bytes may still be appended: used + `bytes` ≤ bound − reserve, the reserve
     /// being two segments a shard.
     pub fn admits(&self, bytes: u64) -> bool {
-        let _ = bytes;
-        unimplemented!()
+        let bound = self
+            .config
+            .log_max_bytes
+            .saturating_sub(self.config.reserve_bytes());
+        self.lock().used_bytes.saturating_add(bytes) <= bound
     }
 
-    /// Bytes that the segments occupy on disk.
+    /// Bytes that the segments occupy on disk, those encoded but not yet written included; an open
+    /// segment counts in the steps in which its blocks are reserved.
     pub fn used_bytes(&self) -> u64 {
-        unimplemented!()
+        self.lock().used_bytes
     }
 
     pub fn segments(&self) -> usize {
-        unimplemented!()
+        self.lock().segments.len()
     }
 
-    /// These frames are needed no more: exported, or dropped and older than `drop_retain`.
+    pub fn config(&self) -> SpaceConfig {
+        self.config
+    }
+
+    /// These frames are needed no more: exported, or dropped and older than `drop_retain`. Each
+    /// frame once. Frames that [`Writer::abandon`](crate::log::Writer::abandon) forgot may be
+    /// among them and are ignored.
     pub fn release(&self, extents: impl IntoIterator<Item = Extent>) {
-        let _ = extents.into_iter().count();
-        unimplemented!()
+        let mut inner = self.lock();
+        let mut look = false;
+        for extent in extents {
+            let Some(segment) = inner.segments.get_mut(&extent.segment) else {
+                continue;
+            };
+            if segment
+                .abandoned_from
+                .is_some_and(|from| extent.offset >= from)
+            {
+                continue;
+            }
+            segment.live -= 1;
+            look |= segment.sealed && segment.live <= 0;
+        }
+        inner.look |= look;
     }
 
     /// Segments that hold nothing live and whose tombstones cover nothing that is still there.
-    /// Each is returned once; the caller unlinks it (`DiskOp::Unlink`).
+    /// Each is returned once, oldest first; the caller unlinks it (`DiskOp::Unlink`), in this
+    /// order. One whose unlink failed is returned again.
+    ///
+    /// A segment goes when it is sealed, nothing in it is live, and nothing older is there of its
+    /// shard, or of an earlier life whatever the shard (the traces of a shard may have been
+    /// another's then). Segments of earlier lives go in the order of their IDs.
+    ///
+    /// Decisions in a segment are not counted as live: carry them forward before
+    /// ([`Space::next_to_free`]), after a start those of every recovered segment.
     pub fn take_freed(&self) -> Vec<SegmentId> {
-        unimplemented!()
+        let mut inner = self.lock();
+        if !std::mem::take(&mut inner.look) {
+            return Vec::new();
+        }
+        let mut freed = Vec::new();
+        let mut order = Order::default();
+        let awaits_unlinks = inner.awaits_unlinks;
+        for (id, segment) in &mut inner.segments {
+            if !segment.going && segment.is_idle() && order.admits(segment) {
+                segment.going = true;
+                freed.push(*id);
+                // Within one call the caller's order is enough.
+            } else {
+                order.block(segment);
+            }
+        }
+        if !awaits_unlinks {
+            for id in &freed {
+                inner.remove(*id);
+            }
+        }
+        freed
     }
 
     /// The oldest segment that is still there: decisions recorded at or before it must be carried
-    /// forward before it goes.
+    /// forward before it goes. It is of this shard, or of an earlier life and any shard.
     pub fn next_to_free(&self, shard: u16) -> Option<SegmentId> {
-        let _ = shard;
-        unimplemented!()
+        let inner = self.lock();
+        let mut mine = inner
+            .segments
+            .iter()
+            .filter(|(_, segment)| segment.recovered || segment.shard == shard);
+        mine.next().map(|(id, _)| *id)
+    }
+
+    /// A new segment for a shard, and the life of the data dir that writes it.
+    pub(super) fn open(&self, shard: u16) -> (SegmentId, u64) {
+        let mut inner = self.lock();
+        // Past four billion segments (256 PiB written) the last ID stays: creating its file fails
+        // because it exists, and the worker refuses instead of overwriting.
+        let id = inner.next.unwrap_or(SegmentId(u32::MAX));
+        inner.next = id.0.checked_add(1).map(SegmentId);
+        inner.segments.entry(id).or_insert(Segment {
+            shard,
+            recovered: false,
+            sealed: false,
+            going: false,
+            live: 0,
+            bytes: 0,
+            abandoned_from: None,
+        });
+        (id, inner.life)
+    }
+
+    /// How many bytes an open segment of this length occupies.
+    pub(super) fn occupied_bytes(&self, len: u64) -> u64 {
+        len.next_multiple_of(ALLOCATION_STEP_BYTES.min(u64::from(self.config.segment_bytes)))
+    }
+
+    pub(super) fn occupy(&self, segment: SegmentId, bytes: u64) {
+        self.lock().set_bytes(segment, bytes);
+    }
+
+    /// A batch was taken.
+    pub(super) fn settle(&self, progress: &[Progress]) {
+        let mut inner = self.lock();
+        for step in progress {
+            if let Some(segment) = inner.segments.get_mut(&step.segment) {
+                segment.live += i64::from(step.fragments);
+                segment.sealed |= step.sealed_at.is_some();
+            }
+            if let Some(len) = step.sealed_at {
+                inner.set_bytes(step.segment, u64::from(len));
+                inner.look = true;
+            }
+        }
+    }
+
+    /// The writer forgot what it had encoded from `taken` on and writes no more to this segment.
+    pub(super) fn abandon(&self, segment: SegmentId, taken: u32) {
+        let mut inner = self.lock();
+        if taken == 0 {
+            // Its file was never asked for.
+            inner.remove(segment);
+            return;
+        }
+        inner.set_bytes(segment, u64::from(taken));
+        if let Some(segment) = inner.segments.get_mut(&segment) {
+            segment.sealed = true;
+            segment.abandoned_from = Some(taken);
+        }
+        inner.look = true;
+    }
+
+    /// From now on a segment that was handed out is there until [`Space::unlinked`]: two shards'
+    /// disk threads unlink side by side, and if the younger file went first a crash would leave
+    /// exported fragments without their tombstones.
+    pub(super) fn await_unlinks(&self) {
+        self.lock().awaits_unlinks = true;
+    }
+
+    /// Whether nothing that this segment's tombstones may cover is there any more.
+    pub(super) fn may_unlink(&self, id: SegmentId) -> bool {
+        let inner = self.lock();
+        let Some(segment) = inner.segments.get(&id) else {
+            return true;
+        };
+        let mut order = Order::default();
+        for (_, older) in inner.segments.range(..id) {
+            order.block(older);
+        }
+        order.admits(segment)
+    }
+
+    pub(super) fn unlinked(&self, id: SegmentId) {
+        let mut inner = self.lock();
+        inner.remove(id);
+        inner.look = true;
+    }
+
+    pub(super) fn unlink_failed(&self, id: SegmentId) {
+        let mut inner = self.lock();
+        if let Some(segment) = inner.segments.get_mut(&id) {
+            segment.going = false;
+        }
+        inner.look = true;
+    }
+
+    /// A segment of an earlier life, before its records are read.
+    pub(super) fn recovering(&self, id: SegmentId, shard: u16, life: u64, bytes: u64) {
+        let mut inner = self.lock();
+        inner.life = inner.life.max(life.saturating_add(1));
+        inner.next = inner
+            .next
+            .and_then(|next| Some(next.max(SegmentId(id.0.checked_add(1)?))));
+        inner.segments.insert(
+            id,
+            Segment {
+                shard,
+                recovered: true,
+                sealed: false,
+                going: false,
+                live: 0,
+                bytes: 0,
+                abandoned_from: None,
+            },
+        );
+        inner.set_bytes(id, bytes);
+    }
+
+    /// Its records are read. Releases that came meanwhile are counted.
+    pub(super) fn recovered(&self, id: SegmentId, bytes: u64, fragments: u64) {
+        let mut inner = self.lock();
+        inner.set_bytes(id, bytes);
+        if let Some(segment) = inner.segments.get_mut(&id) {
+            segment.live += i64::try_from(fragments).unwrap_or(i64::MAX);
+            segment.sealed = true;
+        }
+        inner.look = true;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Segment {
+    fn is_idle(&self) -> bool {
+        self.sealed && self.live <= 0
+    }
+}
+
+impl Inner {
+    fn set_bytes(&mut self, id: SegmentId, bytes: u64) {
+        if let Some(segment) = self.segments.get_mut(&id) {
+            self.used_bytes = self.used_bytes - segment.bytes + bytes;
+            segment.bytes = bytes;
+        }
+    }
+
+    fn remove(&mut self, id: SegmentId) {
+        if let Some(segment) = self.segments.remove(&id) {
+            self.used_bytes -= segment.bytes;
+        }
+    }
+}
+
+/// The order of going, while segments are visited in the order of their IDs.
+#[derive(Debug, Default)]
+struct Order {
+    recovered: bool,
+    shards: Vec<u16>,
+}
+
+impl Order {
+    /// This segment stays.
+    fn block(&mut self, segment: &Segment) {
+        if segment.recovered {
+            self.recovered = true;
+        } else if !self.shards.contains(&segment.shard) {
+            self.shards.push(segment.shard);
+        }
+    }
+
+    fn admits(&self, segment: &Segment) -> bool {
+        !self.recovered && (segment.recovered || !self.shards.contains(&segment.shard))
     }
 }

@@ -1,9 +1,17 @@
-//! The files of a log: carries out what the writers ask for, and reads by extent.
+//! The files of a log: carries out what the writers ask for. Reading is in `reader.rs`, and
+//! where frames end is the writer's business: a write here is bytes at a place.
 
+use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
-use crate::log::{Disk, Extent, ReadError, SegmentId, StoredFragment};
+use crate::log::header_cache::HeaderCache;
+use crate::log::space::ALLOCATION_STEP_BYTES;
+use crate::log::{Disk, DiskFile, SegmentId, Space};
+
+/// Sealed segments are opened again when they are read; a data dir may have more of them than a
+/// process may have files.
+const OPEN_FILES_MAX: usize = 256;
 
 /// One thing for the disk to do.
 #[derive(Debug)]
@@ -27,33 +35,239 @@ pub enum DiskOp {
     },
 }
 
+impl DiskOp {
+    pub fn segment(&self) -> SegmentId {
+        match *self {
+            Self::Create { segment, .. }
+            | Self::Write { segment, .. }
+            | Self::Seal { segment, .. }
+            | Self::Unlink { segment } => segment,
+        }
+    }
+}
+
 /// Shared by the shards' disk threads and by readers.
 #[derive(Debug)]
 pub struct Volume<D: Disk> {
-    #[allow(dead_code)]
-    disk: D,
+    pub(super) disk: D,
+    files: RwLock<BTreeMap<SegmentId, Arc<OpenSegment<D::File>>>>,
+    pub(super) headers: Mutex<HeaderCache>,
+    /// Told when a segment is gone. Set by recovery.
+    space: OnceLock<Arc<Space>>,
+}
+
+#[derive(Debug)]
+pub(super) struct OpenSegment<F> {
+    pub(super) file: F,
+    written: Mutex<Written>,
+}
+
+/// What may still be done to a segment, and how far it is sound.
+#[derive(Debug, Clone, Copy)]
+struct Written {
+    len: u64,
+    allocated: u64,
+    takes_writes: bool,
+    /// A sync failed. The kernel reports it once and forgets the pages, so that the next one
+    /// would succeed without their being on disk.
+    sync_failed: bool,
 }
 
 impl<D: Disk> Volume<D> {
     pub fn new(disk: D) -> Arc<Self> {
-        Arc::new(Self { disk })
+        Arc::new(Self {
+            disk,
+            files: RwLock::default(),
+            headers: Mutex::default(),
+            space: OnceLock::new(),
+        })
     }
 
     /// Carries out one operation; gives a written buffer back.
+    ///
+    /// After a write that failed the segment takes no other, so that nothing acknowledged ever
+    /// lies behind a hole. Stop at the first operation of a batch that fails.
     pub fn apply(&self, op: DiskOp) -> io::Result<Option<Vec<u8>>> {
-        let _ = op;
-        unimplemented!()
+        match op {
+            DiskOp::Create { segment, .. } => self.create(segment)?,
+            DiskOp::Write {
+                segment,
+                offset,
+                bytes,
+            } => {
+                self.write(segment, offset, &bytes)?;
+                return Ok(Some(bytes));
+            }
+            DiskOp::Seal { segment, len } => self.seal(segment, len)?,
+            DiskOp::Unlink { segment } => self.unlink(segment)?,
+        }
+        Ok(None)
     }
 
-    /// fdatasync of a segment, and of the directory if it is new.
+    /// fdatasync of a segment. Its directory entry was synced when it was created.
     pub fn sync(&self, segment: SegmentId) -> io::Result<()> {
-        let _ = segment;
-        unimplemented!()
+        let open = self.segment(segment)?;
+        if open.written().sync_failed {
+            return Err(io::Error::other("an earlier sync of this segment failed"));
+        }
+        open.file.sync().inspect_err(|_| {
+            let mut written = open.written();
+            written.sync_failed = true;
+            written.takes_writes = false;
+        })
     }
 
-    /// Reads fragments, given in any order; one read for neighbours.
-    pub fn read(&self, extents: &[Extent]) -> Result<Vec<StoredFragment>, ReadError> {
-        let _ = extents;
-        unimplemented!()
+    /// From now on `space` hears which segments are gone.
+    pub(super) fn tell(&self, space: &Arc<Space>) {
+        space.await_unlinks();
+        self.space.get_or_init(|| Arc::clone(space));
+    }
+
+    pub(super) fn segment(&self, segment: SegmentId) -> io::Result<Arc<OpenSegment<D::File>>> {
+        let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = files.get(&segment) {
+            return Ok(Arc::clone(open));
+        }
+        drop(files);
+        let file = self.disk.open(&segment.file_name())?;
+        Ok(self.keep_open(segment, OpenSegment::sealed(file)))
+    }
+
+    fn create(&self, segment: SegmentId) -> io::Result<()> {
+        let name = segment.file_name();
+        let file = self.disk.create(&name)?;
+        if let Err(error) = self.disk.sync_dir() {
+            // Its writes would be refused anyway. What is left of it is an empty segment, which
+            // the space frees like any other.
+            drop(file);
+            return Err(error);
+        }
+        self.keep_open(segment, OpenSegment::empty(file));
+        Ok(())
+    }
+
+    fn write(&self, segment: SegmentId, offset: u32, bytes: &[u8]) -> io::Result<()> {
+        let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
+        let open = files.get(&segment).map(Arc::clone);
+        drop(files);
+        let open = open.ok_or_else(|| io::Error::other("the segment was not created"))?;
+        let mut written = open.written();
+        if !written.takes_writes {
+            return Err(io::Error::other("the segment takes no more writes"));
+        }
+        if written.len != u64::from(offset) {
+            return Err(io::Error::other("the write does not continue the segment"));
+        }
+        let end = written.len + bytes.len() as u64;
+        if end > written.allocated {
+            let target = end.next_multiple_of(ALLOCATION_STEP_BYTES);
+            // It saves fragmentation and metadata, nothing else: when it fails, for want of space
+            // or of support, the write says whether there is room.
+            let allocated = open
+                .file
+                .allocate(written.allocated, target - written.allocated);
+            written.allocated = if allocated.is_ok() { target } else { end };
+        }
+        match open.file.write_at(written.len, bytes) {
+            Ok(()) => {
+                written.len = end;
+                Ok(())
+            }
+            Err(error) => {
+                written.takes_writes = false;
+                Err(error)
+            }
+        }
+    }
+
+    fn seal(&self, segment: SegmentId, len: u32) -> io::Result<()> {
+        let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
+        let open = files.get(&segment).map(Arc::clone);
+        drop(files);
+        // A segment whose creation failed has nothing to seal.
+        let Some(open) = open else { return Ok(()) };
+        let mut written = open.written();
+        written.takes_writes = false;
+        written.len = written.len.min(u64::from(len));
+        open.file.truncate(written.len)
+    }
+
+    fn unlink(&self, segment: SegmentId) -> io::Result<()> {
+        let space = self.space.get();
+        let done = match space {
+            Some(space) if !space.may_unlink(segment) => Err(io::Error::other(
+                "an older segment that it has tombstones for is still there",
+            )),
+            _ => self.unlink_file(segment),
+        };
+        match (&done, space) {
+            (Ok(()), Some(space)) => space.unlinked(segment),
+            (Err(_), Some(space)) => space.unlink_failed(segment),
+            (_, None) => {}
+        }
+        done
+    }
+
+    fn unlink_file(&self, segment: SegmentId) -> io::Result<()> {
+        let mut files = self.files.write().unwrap_or_else(PoisonError::into_inner);
+        files.remove(&segment);
+        drop(files);
+        self.headers().forget(segment);
+        match self.disk.unlink(&segment.file_name()) {
+            // Its creation had failed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => other?,
+        }
+        // Synced before the next one goes: tombstones must not vanish before what they cover.
+        self.disk.sync_dir()
+    }
+
+    fn keep_open(
+        &self,
+        segment: SegmentId,
+        open: OpenSegment<D::File>,
+    ) -> Arc<OpenSegment<D::File>> {
+        let mut files = self.files.write().unwrap_or_else(PoisonError::into_inner);
+        if files.len() >= OPEN_FILES_MAX {
+            let mut idle = files
+                .iter()
+                .filter(|(_, open)| !open.written().takes_writes)
+                .map(|(id, _)| *id);
+            if let Some(idle) = idle.next() {
+                files.remove(&idle);
+            }
+        }
+        // Two readers may open one segment at a time; the first one's file stays.
+        Arc::clone(files.entry(segment).or_insert_with(|| Arc::new(open)))
+    }
+
+    pub(super) fn headers(&self) -> MutexGuard<'_, HeaderCache> {
+        self.headers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<F: DiskFile> OpenSegment<F> {
+    fn empty(file: F) -> Self {
+        Self::with(file, true)
+    }
+
+    fn sealed(file: F) -> Self {
+        Self::with(file, false)
+    }
+
+    fn with(file: F, takes_writes: bool) -> Self {
+        Self {
+            file,
+            written: Mutex::new(Written {
+                len: 0,
+                allocated: 0,
+                takes_writes,
+                sync_failed: false,
+            }),
+        }
+    }
+
+    fn written(&self) -> MutexGuard<'_, Written> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
