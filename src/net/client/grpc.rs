@@ -65,7 +65,7 @@ struct Connection {
 enum Sent {
     Answered(Response<Incoming>),
     /// The receiver has certainly not seen it.
-    NotSent(String),
+    Unseen(String),
     Lost(String),
 }
 
@@ -161,11 +161,11 @@ impl GrpcClient {
                 Sent::Answered(response) => {
                     return answer::read(response, self.config.response_bytes_max()).await;
                 }
-                Sent::NotSent(_) if !retried => {
+                Sent::Unseen(_) if !retried => {
                     retried = true;
                     self.forget(connection.id);
                 }
-                Sent::NotSent(why) | Sent::Lost(why) => {
+                Sent::Unseen(why) | Sent::Lost(why) => {
                     if connection.sender.is_closed() {
                         self.forget(connection.id);
                     }
@@ -366,7 +366,7 @@ async fn send(sender: &mut http2::SendRequest<MessageBody>, request: Request<Mes
         Err(mut error) => {
             let why = with_causes(error.error());
             if error.take_message().is_some() || was_not_processed(error.error()) {
-                Sent::NotSent(why)
+                Sent::Unseen(why)
             } else {
                 Sent::Lost(why)
             }
