@@ -60,10 +60,26 @@ struct Goal {
 }
 
 const GOALS: [Goal; 4] = [
-    Goal { tier: Tier::Router, against: Tier::Raw, at_most: 4.5 },
-    Goal { tier: Tier::Router, against: Tier::Prost, at_most: 0.35 },
-    Goal { tier: Tier::Worker, against: Tier::Raw, at_most: 6.0 },
-    Goal { tier: Tier::Worker, against: Tier::Prost, at_most: 0.45 },
+    Goal {
+        tier: Tier::Router,
+        against: Tier::Raw,
+        at_most: 4.5,
+    },
+    Goal {
+        tier: Tier::Router,
+        against: Tier::Prost,
+        at_most: 0.35,
+    },
+    Goal {
+        tier: Tier::Worker,
+        against: Tier::Raw,
+        at_most: 6.0,
+    },
+    Goal {
+        tier: Tier::Worker,
+        against: Tier::Prost,
+        at_most: 0.45,
+    },
 ];
 
 impl Tier {
@@ -100,7 +116,10 @@ fn speed() -> i32 {
             costs.entry(tier).or_default().push(cost);
         }
     }
-    println!("\n{:<24} {:>8} {:>8} {:>8}   CPU-seconds per million spans", "", "min", "median", "max");
+    println!(
+        "\n{:<24} {:>8} {:>8} {:>8}   CPU-seconds per million spans",
+        "", "min", "median", "max"
+    );
     for (tier, costs) in &costs {
         let sorted = sorted(costs.iter().map(|cost| cost.cpu_seconds_per_million));
         println!(
@@ -114,9 +133,12 @@ fn speed() -> i32 {
     println!();
     let mut missed = 0;
     for goal in &GOALS {
-        let ratios = sorted(costs[&goal.tier].iter().zip(&costs[&goal.against]).map(|(a, b)| {
-            a.cpu_seconds_per_million / b.cpu_seconds_per_million
-        }));
+        let ratios = sorted(
+            costs[&goal.tier]
+                .iter()
+                .zip(&costs[&goal.against])
+                .map(|(a, b)| a.cpu_seconds_per_million / b.cpu_seconds_per_million),
+        );
         let median = ratios[ratios.len() / 2];
         let held = median <= goal.at_most;
         missed += i32::from(!held);
@@ -144,10 +166,15 @@ fn measure(tier: Tier) -> Cost {
         Tier::Raw | Tier::Prost => {
             let server = null_server(tier == Tier::Prost, Cpu::Measured);
             let load = Load::start(server.grpc);
-            window(&server, load, Duration::from_secs(2), |server| server.null_spans())
+            window(&server, load, Duration::from_secs(2), |server| {
+                server.null_spans()
+            })
         }
         Tier::Router => {
-            let workers = [null_server(false, Cpu::Others), null_server(false, Cpu::Others)];
+            let workers = [
+                null_server(false, Cpu::Others),
+                null_server(false, Cpu::Others),
+            ];
             let members: Vec<String> = workers
                 .iter()
                 .enumerate()
@@ -204,7 +231,10 @@ fn window(
     rest(warm_up);
     let (cpu_before, spans_before, clock) = (process.cpu_seconds(), spans(process), clock());
     rest(WINDOW);
-    let (cpu, spans) = (process.cpu_seconds() - cpu_before, spans(process) - spans_before);
+    let (cpu, spans) = (
+        process.cpu_seconds() - cpu_before,
+        spans(process) - spans_before,
+    );
     let elapsed = clock.elapsed().as_secs_f64();
     drop(load);
     assert!(spans > 0.0, "nothing was received in the window");
@@ -234,13 +264,18 @@ fn memory() -> i32 {
     let worker = worker(&dir, &policies, backend.grpc, Cpu::Measured);
     // Warm: connections, buffers, thread stacks. Their cost does not grow with what is buffered.
     let _ = send(worker.grpc, 100_000, 1);
-    worker.wait_until("nothing undecided", |w| w.metric("tailring_worker_undecided_spans") == 0.0);
+    worker.wait_until("nothing undecided", |w| {
+        w.metric("tailring_worker_undecided_spans") == 0.0
+    });
     rest(Duration::from_secs(3));
     let base = worker.rss_anon();
     let disk_base = disk_bytes(&dir.join("log"));
     let cache_base = page_cache();
     let mut missed = 0;
-    for (number, title) in [(2, "1 M undecided spans"), (3, "after 90 % dropped, refilled")] {
+    for (number, title) in [
+        (2, "1 M undecided spans"),
+        (3, "after 90 % dropped, refilled"),
+    ] {
         let sent_bytes = send(worker.grpc, MILLION, number);
         worker.wait_until("the gauges", |w| {
             w.metric("tailring_worker_undecided_spans") >= MILLION as f64 * 0.999
@@ -294,7 +329,10 @@ fn disk_bytes(dir: &Path) -> u64 {
 }
 
 fn page_cache() -> u64 {
-    field(&std::fs::read_to_string("/proc/meminfo").unwrap(), "Cached:")
+    field(
+        &std::fs::read_to_string("/proc/meminfo").unwrap(),
+        "Cached:",
+    )
 }
 
 // ---- processes -----------------------------------------------------------------------------
@@ -317,7 +355,13 @@ fn pinned(program: &str, cpu: Cpu) -> Command {
         Cpu::Others => "1",
     };
     let two = std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() >= 2);
-    if two && Command::new("taskset").arg("--version").stdout(Stdio::null()).status().is_ok() {
+    if two
+        && Command::new("taskset")
+            .arg("--version")
+            .stdout(Stdio::null())
+            .status()
+            .is_ok()
+    {
         let mut command = Command::new("taskset");
         command.args(["-c", cpu, program]);
         command
@@ -327,7 +371,10 @@ fn pinned(program: &str, cpu: Cpu) -> Command {
 }
 
 fn free_port() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
 }
 
 fn null_server(prost: bool, cpu: Cpu) -> Process {
@@ -341,7 +388,9 @@ fn null_server(prost: bool, cpu: Cpu) -> Process {
         .spawn()
         .unwrap();
     let process = Process { child, grpc, admin };
-    process.wait_until("its port", |process| TcpStream::connect(process.admin).is_ok());
+    process.wait_until("its port", |process| {
+        TcpStream::connect(process.admin).is_ok()
+    });
     process
 }
 
@@ -463,7 +512,13 @@ impl Drop for Process {
 /// A `name: n kB` line, in bytes.
 fn field(text: &str, name: &str) -> u64 {
     text.lines()
-        .find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse::<u64>().ok())
+        .find_map(|line| {
+            line.strip_prefix(name)?
+                .split_whitespace()
+                .next()?
+                .parse::<u64>()
+                .ok()
+        })
         .map_or(0, |kilobytes| kilobytes * 1024)
 }
 
@@ -474,11 +529,21 @@ struct Load {
 
 impl Load {
     fn start(to: SocketAddr) -> Self {
-        let child = load(to, &["--rate", "max", "--for", "60s", "--connections", CONNECTIONS])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let child = load(
+            to,
+            &[
+                "--rate",
+                "max",
+                "--for",
+                "60s",
+                "--connections",
+                CONNECTIONS,
+            ],
+        )
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
         Self { child }
     }
 }
@@ -493,7 +558,15 @@ impl Drop for Load {
 fn load(to: SocketAddr, arguments: &[&str]) -> Command {
     let mut command = pinned(env!("CARGO_BIN_EXE_tailring"), Cpu::Others);
     command
-        .args(["load", "--to", &to.to_string(), "--shape", "agent", "--batch", "512"])
+        .args([
+            "load",
+            "--to",
+            &to.to_string(),
+            "--shape",
+            "agent",
+            "--batch",
+            "512",
+        ])
         .args(arguments);
     command
 }
@@ -503,8 +576,16 @@ fn send(to: SocketAddr, spans: u64, seed: u64) -> f64 {
     let mut child = load(
         to,
         &[
-            "--rate", "max", "--spans", &spans.to_string(), "--connections", CONNECTIONS,
-            "--seed", &seed.to_string(), "--output", "json",
+            "--rate",
+            "max",
+            "--spans",
+            &spans.to_string(),
+            "--connections",
+            CONNECTIONS,
+            "--seed",
+            &seed.to_string(),
+            "--output",
+            "json",
         ],
     )
     .stdout(Stdio::piped())
@@ -512,7 +593,9 @@ fn send(to: SocketAddr, spans: u64, seed: u64) -> f64 {
     .spawn()
     .unwrap();
     let mut text = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_to_string(&mut text).unwrap();
+    BufReader::new(child.stdout.take().unwrap())
+        .read_to_string(&mut text)
+        .unwrap();
     assert!(child.wait().unwrap().success(), "the load failed: {text}");
     let report: serde_json::Value = serde_json::from_str(&text).unwrap();
     report["bytes_acknowledged"].as_f64().unwrap()
@@ -528,7 +611,9 @@ fn get(admin: SocketAddr, path: &str) -> Option<(u16, String)> {
     let code = status.split_whitespace().nth(1)?.parse().ok()?;
     let mut rest = String::new();
     reader.read_to_string(&mut rest).ok()?;
-    let body = rest.split_once("\r\n\r\n").map(|(_, body)| body.to_owned())?;
+    let body = rest
+        .split_once("\r\n\r\n")
+        .map(|(_, body)| body.to_owned())?;
     Some((code, body))
 }
 
@@ -537,7 +622,10 @@ fn clock() -> std::time::Instant {
     std::time::Instant::now()
 }
 
-#[expect(clippy::disallowed_methods, reason = "a window of real time is what is measured")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a window of real time is what is measured"
+)]
 fn rest(time: Duration) {
     std::thread::sleep(time);
 }

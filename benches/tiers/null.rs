@@ -41,7 +41,10 @@ pub(crate) fn serve(addresses: &str, codec: Codec) {
             write!(stream, "HTTP/1.0 200 OK\r\n\r\n{count}\n").ok();
         }
     });
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     runtime.block_on(async {
         let server = tonic::transport::Server::builder()
             .max_concurrent_streams(256)
@@ -104,8 +107,7 @@ impl tower::Service<http::Request<tonic::body::Body>> for Raw {
     fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
         let service = self.clone();
         Box::pin(async move {
-            let mut grpc =
-                tonic::server::Grpc::new(RawCodec).max_decoding_message_size(64 << 20);
+            let mut grpc = tonic::server::Grpc::new(RawCodec).max_decoding_message_size(64 << 20);
             Ok(grpc.unary(service, request).await)
         })
     }

@@ -3,33 +3,9 @@
 
 use std::ops::Range;
 
-use crate::model::{FragmentHash, Moment, Threshold, TraceId, Verdict, VerdictId};
-
-/// One segment file. Unique in a data dir over all shards and all lives of it; grows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SegmentId(pub u32);
-
-/// Where a frame lies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Extent {
-    pub segment: SegmentId,
-    pub offset: u32,
-    /// The whole frame, its header included.
-    pub len: u32,
-}
-
-/// A remembered decision, as VERDICT and CHECKPOINT records carry it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DecisionRecord {
-    pub trace: TraceId,
-    pub verdict: Verdict,
-    pub id: VerdictId,
-    pub threshold: Threshold,
-    /// Index of the policy in its file, for the record's reader; `u16::MAX` for none.
-    pub policy: u16,
-    pub rules_version: u64,
-    pub decided_at: Moment,
-}
+use crate::model::{
+    Decision, Extent, FragmentHash, Moment, SegmentId, Threshold, TraceId, Verdict, VerdictId,
+};
 
 /// What a frame holds. Numbers are for ever; 5, 6 and 7 are taken (see the top of the folder).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +33,7 @@ pub(super) const CHECKPOINT_FIXED_BYTES: usize = 4;
 
 const MAGIC: [u8; 8] = *b"TAILRLOG";
 const FLAG_ROOT: u8 = 1;
+const NO_POLICY: u16 = u16::MAX;
 
 impl SegmentId {
     pub(super) fn file_name(self) -> String {
@@ -308,7 +285,7 @@ pub(super) fn decode_header_hash(payload: &[u8]) -> Option<u128> {
     Some(u128::from_le_bytes(Fields::new(payload).take()?))
 }
 
-impl DecisionRecord {
+impl Decision {
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(self.trace.as_bytes());
         out.push(match self.verdict {
@@ -317,7 +294,7 @@ impl DecisionRecord {
         });
         out.extend_from_slice(&self.id.0.to_le_bytes());
         out.extend_from_slice(&self.threshold.bits().to_le_bytes());
-        out.extend_from_slice(&self.policy.to_le_bytes());
+        out.extend_from_slice(&self.policy.unwrap_or(NO_POLICY).to_le_bytes());
         out.extend_from_slice(&self.rules_version.to_le_bytes());
         out.extend_from_slice(&self.decided_at.unix_nanos.to_le_bytes());
     }
@@ -333,7 +310,7 @@ impl DecisionRecord {
             },
             id: VerdictId(fields.u32()?),
             threshold: Threshold::from_bits(fields.u64()?)?,
-            policy: fields.u16()?,
+            policy: Some(fields.u16()?).filter(|policy| *policy != NO_POLICY),
             rules_version: fields.u64()?,
             decided_at: Moment {
                 unix_nanos: fields.u64()?,
@@ -362,14 +339,14 @@ pub(super) fn decode_exported(payload: &[u8]) -> Option<(TraceId, Vec<FragmentHa
     (hashes.len() == count && rest.is_empty()).then(|| (trace, fragments.collect()))
 }
 
-pub(super) fn encode_checkpoint(decisions: &[DecisionRecord], out: &mut Vec<u8>) {
+pub(super) fn encode_checkpoint(decisions: &[Decision], out: &mut Vec<u8>) {
     out.extend_from_slice(&count_of(decisions.len()).to_le_bytes());
     for decision in decisions {
         decision.encode(out);
     }
 }
 
-pub(super) fn decode_checkpoint(payload: &[u8]) -> Option<Vec<DecisionRecord>> {
+pub(super) fn decode_checkpoint(payload: &[u8]) -> Option<Vec<Decision>> {
     let count = Fields::new(payload).u32()? as usize;
     let (decisions, rest) = payload
         .get(CHECKPOINT_FIXED_BYTES..)?
@@ -379,7 +356,7 @@ pub(super) fn decode_checkpoint(payload: &[u8]) -> Option<Vec<DecisionRecord>> {
     }
     decisions
         .iter()
-        .map(|bytes| DecisionRecord::decode(bytes))
+        .map(|bytes| Decision::decode(bytes))
         .collect()
 }
 

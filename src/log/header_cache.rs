@@ -7,7 +7,7 @@ use std::collections::hash_map::Entry;
 use bytes::Bytes;
 use foldhash::fast::RandomState;
 
-use crate::log::SegmentId;
+use crate::model::SegmentId;
 
 /// Header bytes and bookkeeping kept. Reached, everything is forgotten: what an export still
 /// holds lives on with it.

@@ -1,7 +1,7 @@
 //! The segment log: trace buffer, write-ahead log, spool and source of handoff in one.
 //!
 //! The writer is an encoder and does no I/O: it turns records into [`DiskOp`]s, which a thread
-//! beside the shard gives to a [`Volume`]. Reading goes by [`Extent`], from any thread. [`Space`]
+//! beside the shard gives to a [`Volume`]. Reading goes by [`Extent`](crate::model::Extent), from any thread. [`Space`]
 //! counts bytes and live frames and says which segments may go. Who is live is the caller's to
 //! say; deciding, exporting and indexing are not done here.
 //!
@@ -83,7 +83,6 @@ mod writer;
 
 pub use directory::{DirLock, DirectoryError, StoreIdentity};
 pub use disk::{Disk, DiskFile, RealDisk, RealFile};
-pub use format::{DecisionRecord, Extent, SegmentId};
 pub use reader::{ReadError, StoredFragment, StoredScope};
 pub use recovery::{Recovered, RecoveryReport, recover};
 pub use simulated::{SimulatedDisk, SimulatedFile};

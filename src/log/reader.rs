@@ -9,7 +9,8 @@ use crate::log::format::{
     self, FRAME_HEADER_BYTES, FragmentPayload, HEADER_HASH_BYTES, Kind, SEGMENT_HEADER_BYTES,
 };
 use crate::log::volume::OpenSegment;
-use crate::log::{Disk, DiskFile, Extent, SegmentId, Volume};
+use crate::log::{Disk, DiskFile, Volume};
+use crate::model::{Extent, SegmentId};
 use crate::model::{FragmentHash, Moment, TraceId};
 
 /// Frames at most this far apart are read together: a seek costs more than 16 KiB of sequential

@@ -9,9 +9,8 @@ use crate::log::format::{
     self, FORMAT_VERSION, FRAGMENT_FIXED_BYTES, FRAME_HEADER_BYTES, FragmentPayload, Kind,
     SCOPE_ENTRY_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader,
 };
-use crate::log::{
-    DecisionRecord, Disk, DiskFile, Extent, ReadError, SegmentId, Space, Volume, directory,
-};
+use crate::log::{Disk, DiskFile, ReadError, Space, Volume, directory};
+use crate::model::{Decision, Extent, SegmentId};
 use crate::model::{FragmentHash, Moment, TraceId};
 
 /// Read at a time; a longer record is read whole.
@@ -31,12 +30,12 @@ pub enum Recovered {
         span_bytes: u32,
         has_root: bool,
     },
-    Verdict(DecisionRecord),
+    Verdict(Decision),
     Exported {
         trace: TraceId,
         fragments: Vec<FragmentHash>,
     },
-    Checkpoint(Vec<DecisionRecord>),
+    Checkpoint(Vec<Decision>),
 }
 
 /// What was found, for the log line and the metrics.
@@ -370,7 +369,7 @@ fn decode(kind: u8, payload: &[u8], extent: Extent) -> Decoded {
                 has_root: record.has_root,
             }
         }),
-        Some(Kind::Verdict) => DecisionRecord::decode(payload).map(Recovered::Verdict),
+        Some(Kind::Verdict) => Decision::decode(payload).map(Recovered::Verdict),
         Some(Kind::Exported) => format::decode_exported(payload)
             .map(|(trace, fragments)| Recovered::Exported { trace, fragments }),
         Some(Kind::Checkpoint) => format::decode_checkpoint(payload).map(Recovered::Checkpoint),

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::log::{Extent, SegmentId};
+use crate::model::{Extent, SegmentId};
 
 /// Blocks are reserved on disk in steps of this many bytes, so that a nearly empty segment does
 /// not occupy 64 MiB; the bytes in use are counted in the same steps while a segment is open.
@@ -50,8 +50,9 @@ struct Inner {
     /// `None` once every ID was given away: 4 billion segments later.
     next: Option<SegmentId>,
     life: u64,
-    /// Something may have become free since the last look.
-    look: bool,
+    /// Grows when something may have become free, and what each shard saw of it.
+    changes: u64,
+    seen: BTreeMap<u16, u64>,
     /// A volume tells when a segment is really gone; see [`Space::await_unlinks`].
     awaits_unlinks: bool,
 }
@@ -96,7 +97,8 @@ impl Space {
                 used_bytes: 0,
                 next: Some(SegmentId(1)),
                 life: 1,
-                look: false,
+                changes: 0,
+                seen: BTreeMap::new(),
                 awaits_unlinks: false,
             }),
         })
@@ -145,12 +147,12 @@ impl Space {
             segment.live -= 1;
             look |= segment.sealed && segment.live <= 0;
         }
-        inner.look |= look;
+        inner.changes += u64::from(look);
     }
 
-    /// Segments that hold nothing live and whose tombstones cover nothing that is still there.
-    /// Each is returned once, oldest first; the caller unlinks it (`DiskOp::Unlink`), in this
-    /// order. One whose unlink failed is returned again.
+    /// A shard's segments (and those of earlier lives, to whoever asks first) that hold nothing live
+    /// and whose tombstones cover nothing that is still there. Each is returned once, oldest first;
+    /// the caller unlinks it (`DiskOp::Unlink`), in this order. One whose unlink failed is returned again.
     ///
     /// A segment goes when it is sealed, nothing in it is live, and nothing older is there of its
     /// shard, or of an earlier life whatever the shard (the traces of a shard may have been
@@ -158,16 +160,19 @@ impl Space {
     ///
     /// Decisions in a segment are not counted as live: carry them forward before
     /// ([`Space::next_to_free`]), after a start those of every recovered segment.
-    pub fn take_freed(&self) -> Vec<SegmentId> {
+    pub fn take_freed(&self, shard: u16) -> Vec<SegmentId> {
         let mut inner = self.lock();
-        if !std::mem::take(&mut inner.look) {
+        let changes = inner.changes;
+        let seen = inner.seen.entry(shard).or_default();
+        if std::mem::replace(seen, changes) == changes {
             return Vec::new();
         }
         let mut freed = Vec::new();
         let mut order = Order::default();
         let awaits_unlinks = inner.awaits_unlinks;
         for (id, segment) in &mut inner.segments {
-            if !segment.going && segment.is_idle() && order.admits(segment) {
+            let is_his = segment.recovered || segment.shard == shard;
+            if is_his && !segment.going && segment.is_idle() && order.admits(segment) {
                 segment.going = true;
                 freed.push(*id);
                 // Within one call the caller's order is enough.
@@ -232,7 +237,7 @@ impl Space {
             }
             if let Some(len) = step.sealed_at {
                 inner.set_bytes(step.segment, u64::from(len));
-                inner.look = true;
+                inner.changes += 1;
             }
         }
     }
@@ -250,7 +255,7 @@ impl Space {
             segment.sealed = true;
             segment.abandoned_from = Some(taken);
         }
-        inner.look = true;
+        inner.changes += 1;
     }
 
     /// From now on a segment that was handed out is there until [`Space::unlinked`]: two shards'
@@ -276,7 +281,7 @@ impl Space {
     pub(super) fn unlinked(&self, id: SegmentId) {
         let mut inner = self.lock();
         inner.remove(id);
-        inner.look = true;
+        inner.changes += 1;
     }
 
     pub(super) fn unlink_failed(&self, id: SegmentId) {
@@ -284,7 +289,7 @@ impl Space {
         if let Some(segment) = inner.segments.get_mut(&id) {
             segment.going = false;
         }
-        inner.look = true;
+        inner.changes += 1;
     }
 
     /// A segment of an earlier life, before its records are read.
@@ -317,7 +322,7 @@ impl Space {
             segment.live += i64::try_from(fragments).unwrap_or(i64::MAX);
             segment.sealed = true;
         }
-        inner.look = true;
+        inner.changes += 1;
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

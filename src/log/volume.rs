@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use crate::log::header_cache::HeaderCache;
 use crate::log::space::ALLOCATION_STEP_BYTES;
-use crate::log::{Disk, DiskFile, SegmentId, Space};
+use crate::log::{Disk, DiskFile, Space};
+use crate::model::SegmentId;
 
 /// Sealed segments are opened again when they are read; a data dir may have more of them than a
 /// process may have files.

@@ -11,7 +11,8 @@ use crate::log::format::{
     SegmentHeader,
 };
 use crate::log::space::Progress;
-use crate::log::{DecisionRecord, DiskOp, Extent, SegmentId, Space};
+use crate::log::{DiskOp, Space};
+use crate::model::{Decision, Extent, SegmentId};
 use crate::model::{FragmentHash, Moment, TraceId};
 use crate::wire::{FragmentView, HeaderView};
 
@@ -78,12 +79,12 @@ enum Record<'a> {
         arrival: Moment,
         previous: Option<Extent>,
     },
-    Verdict(&'a DecisionRecord),
+    Verdict(&'a Decision),
     Exported {
         trace: TraceId,
         fragments: &'a [FragmentHash],
     },
-    Checkpoint(&'a [DecisionRecord]),
+    Checkpoint(&'a [Decision]),
 }
 
 impl Writer {
@@ -126,7 +127,7 @@ impl Writer {
         extent
     }
 
-    pub fn verdict(&mut self, decision: &DecisionRecord) -> Extent {
+    pub fn verdict(&mut self, decision: &Decision) -> Extent {
         self.latest = self.latest.max(decision.decided_at);
         self.append(&Record::Verdict(decision))
     }
@@ -147,7 +148,7 @@ impl Writer {
 
     /// Decisions that outlive the segments they were made in. A very long list becomes several
     /// records, of which the last one's place is returned.
-    pub fn checkpoint(&mut self, decisions: &[DecisionRecord]) -> Extent {
+    pub fn checkpoint(&mut self, decisions: &[Decision]) -> Extent {
         let (first, rest) = decisions.split_at(decisions.len().min(DECISIONS_PER_RECORD));
         let mut extent = self.append(&Record::Checkpoint(first));
         for decisions in rest.chunks(DECISIONS_PER_RECORD) {

@@ -118,7 +118,9 @@ impl<D: Disk> Exporter<D> {
                 }
             }
         }
-        self.metrics.spans_deduplicated.inc_by(reader.seen.duplicates);
+        self.metrics
+            .spans_deduplicated
+            .inc_by(reader.seen.duplicates);
         self.metrics.span_id_conflicts.inc_by(reader.seen.conflicts);
         let Some(work) = Arc::into_inner(reader.work) else {
             return;
@@ -274,14 +276,18 @@ impl Seen {
                 message.spans += 1;
             } else {
                 if run_start < at {
-                    message.builder.add(resource, scope, &section[run_start..at]);
+                    message
+                        .builder
+                        .add(resource, scope, &section[run_start..at]);
                 }
                 run_start = at + field.len();
             }
             at += field.len();
         }
         if run_start < at {
-            message.builder.add(resource, scope, &section[run_start..at]);
+            message
+                .builder
+                .add(resource, scope, &section[run_start..at]);
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::model::{Fingerprint, Member, TraceId};
 use crate::net::admission::Permit;
 use crate::net::server::{Accepted, Ingest, IngestRequest};
 use crate::net::status::{Refusal, RefusalReason};
-use crate::wire::{FragmentView, Fragments, Rejections, RejectReason, Scan, ScanError};
+use crate::wire::{FragmentView, Fragments, RejectReason, Rejections, Scan, ScanError, ScanLimits};
 use crate::worker::Worker;
 use crate::worker::shard::{AppendRefused, Placement};
 
@@ -30,6 +30,20 @@ pub struct Incoming {
 const SCANNED_SPAN_BYTES: u64 = 160;
 
 impl Incoming {
+    /// Reads a message with vectors of its own.
+    pub fn parse(message: Bytes, limits: &ScanLimits, permit: Permit) -> Result<Self, ScanError> {
+        let mut scan = Scan::default();
+        scan.read(&message, limits)?;
+        let mut fragments = Fragments::default();
+        fragments.group(&message, &scan);
+        Ok(Self {
+            message,
+            scan,
+            fragments,
+            permit,
+        })
+    }
+
     pub(crate) fn view(&self, number: u32) -> FragmentView<'_> {
         self.fragments
             .view(&self.message, &self.scan, number as usize)
@@ -70,7 +84,10 @@ impl Ingest for Worker {
         if accepted.rejected_spans > 0 && metadata.to.is_some() {
             // A router checked these spans by the same rules: it is of another version.
             self.give_parsed((scan, fragments));
-            return Err(Refusal::new(RefusalReason::InvalidRequest, accepted.message));
+            return Err(Refusal::new(
+                RefusalReason::InvalidRequest,
+                accepted.message,
+            ));
         }
         if scan.spans().is_empty() {
             self.give_parsed((scan, fragments));

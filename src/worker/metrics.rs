@@ -197,7 +197,11 @@ impl WorkerMetrics {
                 .collect(),
             decisions: [Verdict::Keep, Verdict::Drop]
                 .iter()
-                .flat_map(|verdict| DecideReason::ALL.iter().map(move |reason| (verdict, reason)))
+                .flat_map(|verdict| {
+                    DecideReason::ALL
+                        .iter()
+                        .map(move |reason| (verdict, reason))
+                })
                 .map(|(verdict, reason)| {
                     decisions.get_or_create_owned(&DecisionLabels {
                         verdict: VerdictLabel(*verdict),
@@ -205,13 +209,21 @@ impl WorkerMetrics {
                     })
                 })
                 .collect(),
-            spans_kept: counter(registry, "worker_spans_kept", "Spans of traces whose verdict is KEEP"),
+            spans_kept: counter(
+                registry,
+                "worker_spans_kept",
+                "Spans of traces whose verdict is KEEP",
+            ),
             spans_dropped: counter(
                 registry,
                 "worker_spans_dropped",
                 "Spans of traces whose verdict is DROP",
             ),
-            undecided_traces: gauge(registry, "worker_undecided_traces", "Traces not decided yet"),
+            undecided_traces: gauge(
+                registry,
+                "worker_undecided_traces",
+                "Traces not decided yet",
+            ),
             undecided_spans: gauge(
                 registry,
                 "worker_undecided_spans",
@@ -259,7 +271,11 @@ impl WorkerMetrics {
             ),
             append_seconds,
             decision_lag_seconds,
-            log_bytes: gauge(registry, "worker_log_bytes", "Bytes of all segments on disk"),
+            log_bytes: gauge(
+                registry,
+                "worker_log_bytes",
+                "Bytes of all segments on disk",
+            ),
             log_segments: gauge(registry, "worker_log_segments", "Segments on disk"),
             log_write_failures: counter(
                 registry,

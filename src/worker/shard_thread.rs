@@ -53,7 +53,7 @@ enum Control {
 
 /// The door to a running shard; cheap to clone.
 #[derive(Debug, Clone)]
-pub struct ShardHandle {
+pub(crate) struct ShardHandle {
     data: Sender<Append>,
     control: Sender<Control>,
 }

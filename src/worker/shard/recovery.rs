@@ -1,0 +1,127 @@
+//! Taking over what earlier lives left in the log.
+
+use super::{Shard, Unwritten, by_segment};
+use crate::log::Recovered;
+use crate::model::{Decision, Moment, SegmentId, TraceId, Verdict};
+use crate::trace::{FragmentRef, Stage};
+
+/// Decisions in one checkpoint record at start: 56 kB each.
+const CHECKPOINT_DECISIONS: usize = 1_000;
+
+impl Shard {
+    /// One record of an earlier life, in the order it was written. Every fragment counts as live
+    /// until something says otherwise.
+    pub fn recover(&mut self, record: Recovered) {
+        match record {
+            Recovered::Fragment {
+                extent,
+                trace,
+                hash,
+                arrival,
+                spans,
+                span_bytes,
+                has_root,
+            } => {
+                let stage = match self.decisions.get(trace).map(|held| held.decision.verdict) {
+                    Some(Verdict::Keep) => Stage::Kept {
+                        exporting: 0,
+                        queued: false,
+                    },
+                    Some(Verdict::Drop) => {
+                        self.release(&[(extent.segment, 1)]);
+                        return;
+                    }
+                    None => Stage::Undecided,
+                };
+                let (entry, _) = self.index.begin(trace, arrival, stage);
+                entry.push(FragmentRef::new(hash, extent));
+                entry.last_seen = entry.last_seen.max(arrival);
+                entry.spans += spans;
+                entry.span_bytes += u64::from(span_bytes);
+                if has_root && entry.root_seen.is_none() {
+                    entry.root_seen = Some(arrival);
+                }
+                if entry.stage == Stage::Undecided {
+                    self.index.count_spans(spans);
+                }
+            }
+            Recovered::Verdict(decision) => self.recover_decision(decision),
+            Recovered::Checkpoint(decisions) => {
+                for decision in decisions {
+                    self.recover_decision(decision);
+                }
+            }
+            Recovered::Exported { trace, fragments } => {
+                let exported_at = self
+                    .decisions
+                    .get(trace)
+                    .map_or(Moment::ZERO, |held| held.decision.decided_at);
+                self.decisions
+                    .note_exported(trace, fragments.iter().copied(), exported_at);
+                let Some(entry) = self.index.get_mut(trace) else {
+                    return;
+                };
+                let taken = entry.take(|held| fragments.contains(&held.hash()));
+                let empty = entry.fragments().is_empty();
+                if empty {
+                    self.index.remove(trace);
+                }
+                self.release(&by_segment(&taken));
+            }
+        }
+    }
+
+    fn recover_decision(&mut self, decision: Decision) {
+        // Which segment records it does not matter: `recovered` writes all of them anew.
+        self.remember(decision, SegmentId(0));
+        self.apply_recovered(decision);
+    }
+
+    fn apply_recovered(&mut self, decision: Decision) {
+        match decision.verdict {
+            Verdict::Keep => {
+                if let Some(entry) = self.index.decide_keep(decision.trace) {
+                    entry.decision = Some(Box::new(decision));
+                }
+            }
+            Verdict::Drop => {
+                if let Some(entry) = self.index.remove(decision.trace) {
+                    self.retained.push_back((
+                        decision.decided_at + self.config.drop_retain,
+                        by_segment(entry.fragments()),
+                    ));
+                }
+            }
+        }
+    }
+
+    /// All records of earlier lives are in: sets deadlines and queues, and writes the decisions
+    /// into this life's log, so that no segment of an earlier life is needed for them.
+    pub fn recovered(&mut self, now: Moment) {
+        let _ = self.decisions.carry_forward(SegmentId(0));
+        self.decisions.expire(now);
+        self.retained
+            .make_contiguous()
+            .sort_by_key(|(until, _)| *until);
+        let decisions: Vec<Decision> = self.decisions.all().copied().collect();
+        let mut place = 0;
+        for some in decisions.chunks(CHECKPOINT_DECISIONS) {
+            let extent = self.writer.checkpoint(some);
+            self.decisions
+                .recorded_again(place..place + some.len(), extent.segment);
+            place += some.len();
+            self.note_unwritten(Unwritten::Checkpoint(some.to_vec()));
+        }
+        let mut kept: Vec<(Moment, TraceId)> = Vec::new();
+        for (trace, entry) in self.index.traces() {
+            match &entry.decision {
+                None => self.deadlines.push(self.due(entry).0, trace),
+                Some(decision) => kept.push((decision.decided_at, trace)),
+            }
+        }
+        kept.sort_unstable();
+        for (_, trace) in kept {
+            self.queue_export(trace);
+        }
+    }
+}
