@@ -94,7 +94,9 @@ fn whole_lines(file: &mut File) -> io::Result<u64> {
         let start = end.saturating_sub(BLOCK_BYTES);
         let mut block = Vec::new();
         file.seek(SeekFrom::Start(start))?;
-        Read::by_ref(file).take(end - start).read_to_end(&mut block)?;
+        Read::by_ref(file)
+            .take(end - start)
+            .read_to_end(&mut block)?;
         if let Some(newline) = block.iter().rposition(|byte| *byte == b'\n') {
             end = start + newline as u64 + 1;
             break;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::Batch;
@@ -74,8 +74,10 @@ impl ExportMetrics {
             "Batches that are being sent or wait to be sent again",
             in_flight.clone(),
         );
-        // 1 ms to 36 minutes: an outage of the backend is seen, a day's is the last bucket.
-        let duration = Histogram::new(exponential_buckets(0.001, 4.3, 11));
+        // Up to an hour: how long an outage of the backend was is seen, a day's is the last bucket.
+        let duration = Histogram::new([
+            0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 30.0, 120.0, 600.0, 3600.0,
+        ]);
         registry.register_with_unit(
             "export_duration",
             "Time from the first attempt to the end, with all retries",
