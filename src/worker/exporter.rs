@@ -100,9 +100,9 @@ impl<D: Disk> Exporter<D> {
                     spans += u64::from(batch.spans);
                     match self.destination.deliver(&batch).await {
                         Delivery::Done { .. } => {}
-                        Delivery::Refused { reason } => {
+                        Delivery::Refused { code, message } => {
                             tracing::error!(
-                                %reason, traces = batch.traces, spans = batch.spans,
+                                code, message, traces = batch.traces, spans = batch.spans,
                                 "the backend refused traces for good; they stay in the log and are offered again in a minute"
                             );
                             delivered = false;
