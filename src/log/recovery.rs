@@ -19,7 +19,7 @@ const WINDOW_BYTES: u64 = 8 << 20;
 const SEARCHED_SCOPES_MAX: u32 = 4096;
 
 /// One record of the log, in the order it was written within its shard.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Recovered {
     Fragment {
         extent: Extent,
@@ -39,7 +39,7 @@ pub enum Recovered {
 }
 
 /// What was found, for the log line and the metrics.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RecoveryReport {
     pub segments: u64,
     pub bytes: u64,

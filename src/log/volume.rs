@@ -86,8 +86,8 @@ impl<D: Disk> Volume<D> {
 
     /// Carries out one operation; gives a written buffer back.
     ///
-    /// After a write that failed the segment takes no other, so that nothing acknowledged ever
-    /// lies behind a hole. Stop at the first operation of a batch that fails.
+    /// After a write that failed the segment ends where it was sound and takes no other, so that
+    /// nothing acknowledged ever lies behind a hole. Stop at the first operation of a batch that fails.
     pub fn apply(&self, op: DiskOp) -> io::Result<Option<Vec<u8>>> {
         match op {
             DiskOp::Create { segment, .. } => self.create(segment)?,
@@ -176,6 +176,11 @@ impl<D: Disk> Volume<D> {
             }
             Err(error) => {
                 written.takes_writes = false;
+                // Half a record may be there, and the seal may be in the part of the batch that
+                // is not carried out. If this fails too, recovery finds damage and skips it.
+                if let Err(cut) = open.file.truncate(written.len) {
+                    tracing::warn!(segment = segment.0, error = %cut, "cannot cut a failed write");
+                }
                 Err(error)
             }
         }
