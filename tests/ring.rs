@@ -1,5 +1,10 @@
 //! Placement: what is frozen between processes, what it promises, and that it is what the module
 //! says, checked against an implementation that shares no code with it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a panic is how a test fails, in its helpers too"
+)]
 
 use std::collections::BTreeMap;
 
