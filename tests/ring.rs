@@ -325,7 +325,8 @@ fn slots_and_sampling_randomness_are_independent() {
 #[test]
 fn traces_with_little_randomness_spread_too() {
     let table = table(workers(10));
-    let shapes: [(&str, fn(u64) -> [u8; 16]); 3] = [
+    type Shape = fn(u64) -> [u8; 16];
+    let shapes: [(&str, Shape); 3] = [
         ("counting", |n| u128::from(n + 1).to_be_bytes()),
         ("counting in the high half", |n| {
             (u128::from(n + 1) << 64).to_be_bytes()
