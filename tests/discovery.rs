@@ -1,4 +1,9 @@
 //! Discovery against a real DNS server: what changes the ring, and what never does.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a panic is how a test fails, in its helpers too"
+)]
 
 #[path = "support/dns.rs"]
 mod dns;

@@ -1,5 +1,10 @@
 //! Placement: what is frozen between processes, what it promises, and that it is what the module
 //! says, checked against an implementation that shares no code with it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a panic is how a test fails, in its helpers too"
+)]
 
 use std::collections::BTreeMap;
 
@@ -320,7 +325,8 @@ fn slots_and_sampling_randomness_are_independent() {
 #[test]
 fn traces_with_little_randomness_spread_too() {
     let table = table(workers(10));
-    let shapes: [(&str, fn(u64) -> [u8; 16]); 3] = [
+    type Shape = fn(u64) -> [u8; 16];
+    let shapes: [(&str, Shape); 3] = [
         ("counting", |n| u128::from(n + 1).to_be_bytes()),
         ("counting in the high half", |n| {
             (u128::from(n + 1) << 64).to_be_bytes()

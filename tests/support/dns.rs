@@ -3,6 +3,8 @@
 //!
 //! Used with `#[path = "support/dns.rs"] mod dns;`.
 #![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
     dead_code,
     unreachable_pub,
     reason = "a module of several tests, each of which uses its part"
