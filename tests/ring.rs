@@ -53,7 +53,7 @@ fn place_slowly(names: &[&str]) -> Vec<String> {
     sorted.sort();
     sorted.dedup();
     for name in &sorted {
-        for replica in 0u32..512 {
+        for replica in 0u32..1024 {
             let key = [b"p", name.as_bytes(), b"\0", &replica.to_le_bytes()].concat();
             let value = xxh3_64_with_seed(&key, PLACEMENT_SEED);
             points.entry(value).or_insert(name);
@@ -174,7 +174,7 @@ fn complete_tables_are_frozen() {
     let digests = [3, 10, 100].map(|count| digest(&table(workers(count))));
     assert_eq!(
         digests.map(|d| format!("{d:016x}")),
-        ["4a91fa3dc332b080", "7948d1073ab1af45", "648448f2f7ac848d"]
+        ["897cba2e43638b9b", "9dfbff80dbe07159", "668c6c3e187b09a6"]
     );
 }
 
@@ -183,12 +183,12 @@ fn complete_tables_are_frozen() {
 #[test]
 fn owners_of_traces_are_frozen() {
     let golden = [
-        ("00000000000000000000000000000001", [0, 8, 12], [0, 8, 35]),
-        ("0102030405060708090a0b0c0d0e0f10", [2, 2, 8], [0, 8, 62]),
+        ("00000000000000000000000000000001", [0, 8, 12], [0, 8, 94]),
+        ("0102030405060708090a0b0c0d0e0f10", [2, 3, 54], [0, 5, 62]),
         ("4bf92f3577b34da6a3ce929d0e0e4736", [0, 8, 67], [1, 1, 1]),
-        ("5b8efff798038103d269b633813fc60c", [2, 3, 19], [1, 4, 39]),
-        ("80000000000000000000000000000000", [1, 1, 13], [0, 4, 88]),
-        ("ffffffffffffffffffffffffffffffff", [1, 1, 95], [2, 2, 62]),
+        ("5b8efff798038103d269b633813fc60c", [2, 3, 19], [0, 0, 19]),
+        ("80000000000000000000000000000000", [2, 2, 13], [2, 4, 88]),
+        ("ffffffffffffffffffffffffffffffff", [1, 5, 95], [2, 2, 68]),
     ];
     let tables = [Seed::DEFAULT, Seed::from_secret(b"not so secret")]
         .map(|seed| [3, 10, 100].map(|count| Table::build(workers(count), seed, "test")));
@@ -268,32 +268,26 @@ fn moved_ratio(smaller: &Table, larger: &Table) -> f64 {
     moved.len() as f64 * larger.members().len() as f64 / SLOTS as f64
 }
 
-/// Bar: at most 1.1 × the minimum with 10 names. One leave of the ten is over it.
+/// Bar: at most 1.1 × the minimum with 10 names.
 #[test]
 fn a_join_or_leave_among_ten_moves_little_more_than_it_must() {
-    check_moves(10, 1.1, &[(3, 1.111)]);
+    check_moves(10, 1.1);
 }
 
 /// Bar: at most 1.3 × the minimum with 100 names.
 #[test]
 fn a_join_or_leave_among_a_hundred_moves_little_more_than_it_must() {
-    check_moves(100, 1.3, &[]);
+    check_moves(100, 1.3);
 }
 
-/// One join, and the leave of each. `over` lists the workers whose leave misses the bar, with what
-/// it may move at most: a bar that 512 points miss is written down, not lowered for everyone.
-/// (Measured over 20 lists of ten names: 512 points miss it in 5 % of all leaves, 1,024 in none.)
-fn check_moves(count: usize, bar: f64, over: &[(usize, f64)]) {
+/// One join, and the leave of each.
+fn check_moves(count: usize, bar: f64) {
     let before = table(workers(count));
     let join = moved_ratio(&before, &table(workers(count + 1)));
     assert!(join <= bar, "join x{join}");
     for number in 0..count {
         let leave = moved_ratio(&before.without(&[worker(number)]), &before);
-        let known = over.iter().find(|(known, _)| *known == number);
-        match known {
-            Some((_, bound)) => assert!(leave > bar && leave <= *bound, "{number}: x{leave}"),
-            None => assert!(leave <= bar, "leave of {number} x{leave}"),
-        }
+        assert!(leave <= bar, "leave of {number} x{leave}");
     }
 }
 

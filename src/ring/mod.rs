@@ -12,7 +12,7 @@
 //! | what | value |
 //! |---|---|
 //! | slot of a trace | top 16 bits of `xxh3(trace ID, 16 bytes; cluster seed)` |
-//! | point of a name | `xxh3("p" ‖ name ‖ 0x00 ‖ replica u32; PLACEMENT_SEED)`, replicas 0 to 511 |
+//! | point of a name | `xxh3("p" ‖ name ‖ 0x00 ‖ replica u32; PLACEMENT_SEED)`, replicas 0 to 1023 |
 //! | try of a slot | `xxh3("s" ‖ slot u16 ‖ attempt u32; PLACEMENT_SEED)`, attempts from 0 |
 //! | load cap of n names | ⌈1.05 × 65,536 / n⌉ slots |
 //!

@@ -11,9 +11,9 @@ use crate::ring::slot::SLOTS;
 /// Raised with every change to where a slot goes. Part of the fingerprint.
 pub const VERSION: u32 = 1;
 
-/// Virtual points of a name. Measured with 10 names: 512 move 1.04 times the minimum on a join,
-/// 128 move 1.25 times.
-pub const POINTS_PER_MEMBER: u32 = 512;
+/// Virtual points of a name. Measured over 20 lists of ten names, all leaves: 512 points move more
+/// than 1.1 times the minimum in 5 % of them (1.18 at worst), 1,024 in none (1.10 at worst).
+pub const POINTS_PER_MEMBER: u32 = 1024;
 
 /// Nothing to hide here (names are public), so it is fixed. Arbitrary ("tailring").
 const PLACEMENT_SEED: u64 = 0x7461_696c_7269_6e67;

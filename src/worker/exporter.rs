@@ -102,7 +102,10 @@ impl<D: Disk> Exporter<D> {
                         Delivery::Done { .. } => {}
                         Delivery::Refused { code, message } => {
                             tracing::error!(
-                                code, message, traces = batch.traces, spans = batch.spans,
+                                code,
+                                message,
+                                traces = batch.traces,
+                                spans = batch.spans,
                                 "the backend refused traces for good; they stay in the log and are offered again in a minute"
                             );
                             delivered = false;
