@@ -12,8 +12,8 @@
 //! # Files
 //!
 //! A data dir is flat: `LOCK` and `IDENTITY` (see `directory.rs`), and segments `NNNNNNNNNN.seg`,
-//! the segment ID in ten decimal digits. IDs grow over all shards and all lives of the dir. Other
-//! files are left alone. All integers are little-endian.
+//! the segment ID in ten decimal digits. IDs grow over all shards and all lives of the dir (a start
+//! goes on above the highest that is there). Other files are left alone. All integers are little-endian.
 //!
 //! # Segment
 //!

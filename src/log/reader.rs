@@ -13,8 +13,8 @@ use crate::log::{Disk, DiskFile, Volume};
 use crate::model::{Extent, SegmentId};
 use crate::model::{FragmentHash, Moment, TraceId};
 
-/// Frames at most this far apart are read together: a seek costs more than 16 KiB of sequential
-/// reading even from the page cache's point of view (one system call).
+/// Frames at most this far apart are read together: copying 16 KiB from the page cache costs about
+/// as much as another system call.
 const GAP_BYTES_MAX: u64 = 16 << 10;
 /// One read, unless a single frame is longer. The spans handed out pin the read's buffer.
 const READ_BYTES_MAX: u64 = 4 << 20;

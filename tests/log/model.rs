@@ -315,16 +315,13 @@ impl Model {
             State::Applied => 2,
             State::Synced => 3,
         };
+        let mut absent = Vec::new();
         let mut expected = std::mem::take(&mut self.entries).into_iter();
         for record in records {
             loop {
                 let (extent, mut entry) = expected.next().expect("a record that nobody wrote");
                 if entry.record != record {
-                    let state = entry.state;
-                    assert!(
-                        rank(state) < rank(certain),
-                        "lost a record: {entry:?} at {extent:?}"
-                    );
+                    absent.push((extent, entry));
                     continue;
                 }
                 assert_ne!(
@@ -333,22 +330,31 @@ impl Model {
                     "it was never given to the disk"
                 );
                 entry.is_live = entry.fragment.is_some();
+                if entry.state == State::Failed {
+                    entry.state = State::Applied;
+                }
                 self.entries.insert(extent, entry);
                 break;
             }
         }
-        for (extent, entry) in expected {
+        absent.extend(expected);
+        for (extent, entry) in absent {
             assert!(
                 rank(entry.state) < rank(certain),
                 "lost a record: {entry:?} at {extent:?}"
             );
+            // The write that failed was cut off again, and nobody synced that either: a later
+            // crash of the host may bring it back.
+            if certain == State::Applied && entry.state == State::Failed {
+                self.entries.insert(extent, entry);
+            }
         }
         if certain == State::Applied {
             assert!(report.damaged_records <= self.damaged, "{report:?}");
         }
         self.damaged = report.damaged_records;
         for (extent, entry) in &mut self.entries {
-            let Some(content) = &entry.fragment else {
+            let Some(content) = entry.fragment.as_ref().filter(|_| entry.is_live) else {
                 continue;
             };
             match self.log.volume.read(&[*extent]) {
@@ -374,14 +380,11 @@ impl Model {
             for entry in self.entries.values_mut() {
                 entry.state = State::Synced;
             }
-        } else {
-            // What a failed write left came back: it is as good as applied.
-            for entry in self.entries.values_mut() {
-                if entry.state == State::Failed {
-                    entry.state = State::Applied;
-                }
-            }
         }
+        // The ID of a file that never was is given again.
+        let there = &self.recovered;
+        self.entries
+            .retain(|extent, _| there.contains(&extent.segment));
     }
 
     /// Everything is released: nothing may be left.
