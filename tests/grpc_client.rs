@@ -1,4 +1,10 @@
 //! `net::client::GrpcClient` against real receivers on port 0.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a panic fails the test"
+)]
 
 mod receiver;
 

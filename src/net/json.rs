@@ -1,6 +1,7 @@
 //! OTLP protobuf as OTLP/JSON, byte for byte as the Collector's file exporter writes it.
 //!
-//! Source: pdata's JSON marshaler of the Collector (`pdata/internal/generated_proto_*.go`). Fields
+//! Source: pdata's JSON marshaler of the Collector (`pdata/internal/generated_proto_*.go`,
+//! `pdata/internal/json/stream.go`) and jsoniter's stream, read and not run. Fields
 //! in the order of their messages, lowerCamelCase, empty ones left out but for `resource`, `scope`,
 //! `status` and a key's `value`; IDs in hex, 64-bit integers as strings, enums as numbers, bytes in
 //! base64, numbers as Go formats them. Reading JSON is `wire`'s.
@@ -256,8 +257,8 @@ impl Json {
         self.text.push('"');
     }
 
-    /// As Go's strconv and jsoniter write it: 1 and not 1.0, exponents of two digits and only
-    /// below 1e-6 and from 1e21.
+    /// As jsoniter writes it: 1 and not 1.0; exponents only below 1e-6 and from 1e21, without the
+    /// zero that Go's strconv puts before a single digit (older releases of jsoniter kept it).
     fn double(&mut self, value: f64) {
         if value.is_nan() {
             self.text.push_str("\"NaN\"");
@@ -273,7 +274,7 @@ impl Json {
                 Some(exponent) => ('-', exponent),
                 None => ('+', exponent),
             };
-            self.raw(&format_args!("{digits}e{sign}{exponent:0>2}"));
+            self.raw(&format_args!("{digits}e{sign}{exponent}"));
         }
     }
 
@@ -325,7 +326,8 @@ mod tests {
             (1e21, "1e+21"),
             (1.5e300, "1.5e+300"),
             (1e-6, "0.000001"),
-            (1.25e-7, "1.25e-07"),
+            (1.25e-7, "1.25e-7"),
+            (1e-10, "1e-10"),
             (5e-324, "5e-324"),
             (f64::NAN, "\"NaN\""),
             (f64::INFINITY, "\"+Inf\""),

@@ -2,7 +2,9 @@
 #![allow(
     dead_code,
     unreachable_pub,
-    reason = "a module of several test binaries, each of which uses its part"
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a module of several test binaries, each of which uses its part; a panic fails the test"
 )]
 
 use std::collections::VecDeque;

@@ -1,7 +1,8 @@
 //! A gRPC client for one OTLP target: one HTTP/2 connection, made when needed, made again when lost.
 //!
 //! It drives hyper itself, not through tonic: the message's pieces go out without a copy, and no
-//! buffer task stands between a lane and its connection (a fifth of the sender's CPU).
+//! buffer task stands between a lane and its connection. With tonic a router to two workers was
+//! measured at 0.39 CPU seconds a million spans, with this way of sending at 0.31.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;

@@ -130,7 +130,9 @@ fn parse_line(line: &str) -> Result<(HeaderName, HeaderValue), String> {
     if value.is_empty() {
         return Err(format!("{name} has no value"));
     }
-    let Ok(mut value) = HeaderValue::from_str(value) else {
+    // HTTP lets other bytes pass, gRPC metadata does not.
+    let printable = value.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+    let Some(mut value) = HeaderValue::from_str(value).ok().filter(|_| printable) else {
         return Err(format!(
             "the value of {name} has a character that is not printable ASCII"
         ));
