@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
 use tokio::task::JoinHandle;
 
-use crate::log::{Disk, ReadError, Volume};
+use crate::log::{Disk, ReadError, StoredFragment, Volume};
 use crate::model::{Extent, Member, TraceId, VerdictId};
 use crate::net::metadata;
 use crate::wire::{BatchBuilder, span_id_of, spans_in};
@@ -136,6 +136,34 @@ impl<D: Disk> Exporter<D> {
         }
     }
 
+    /// Reads fragments. `None` for one that is damaged: a host crash in `--ack written` can leave a
+    /// fragment whose header was never synced. It is counted and will not get better; the rest of
+    /// its trace goes out.
+    fn read(&self, extents: &[Extent]) -> Result<Vec<Option<StoredFragment>>, ReadError> {
+        match self.volume.read(extents) {
+            Ok(stored) => return Ok(stored.into_iter().map(Some).collect()),
+            Err(ReadError::Damaged { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        let mut stored = Vec::with_capacity(extents.len());
+        for extent in extents {
+            match self.volume.read(std::slice::from_ref(extent)) {
+                Ok(one) => stored.extend(one.into_iter().map(Some)),
+                Err(ReadError::Damaged {
+                    segment,
+                    offset,
+                    what,
+                }) => {
+                    self.metrics.log_fragments_damaged.inc();
+                    tracing::error!(%segment, offset, what, "a kept fragment is damaged in the log and is left out");
+                    stored.push(None);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(stored)
+    }
+
     fn batch(&self, mut message: Message) -> Batch {
         message.traces.sort_unstable();
         message.traces.dedup();
@@ -182,22 +210,23 @@ impl Reader {
             if extents.is_empty() {
                 break;
             }
-            let stored = exporter.volume.read(&extents)?;
-            for fragment in stored {
+            for stored in exporter.read(&extents)? {
                 let Some(export) = self.work.traces.get(self.trace) else {
                     break;
                 };
-                message
-                    .traces
-                    .push((export.decision.trace, export.decision.id));
-                for scope in &fragment.scopes {
-                    self.seen.add(
-                        &mut message,
-                        exporter.dedup_seed,
-                        &fragment.resource_header,
-                        &scope.header,
-                        &scope.spans,
-                    );
+                if let Some(fragment) = stored {
+                    message
+                        .traces
+                        .push((export.decision.trace, export.decision.id));
+                    for scope in &fragment.scopes {
+                        self.seen.add(
+                            &mut message,
+                            exporter.dedup_seed,
+                            &fragment.resource_header,
+                            &scope.header,
+                            &scope.spans,
+                        );
+                    }
                 }
                 self.fragment += 1;
                 if self.fragment == export.fragments.len() {

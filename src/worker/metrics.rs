@@ -127,6 +127,7 @@ pub struct WorkerMetrics {
     pub log_segments: Gauge,
     pub log_write_failures: Counter,
     pub log_read_failures: Counter,
+    pub log_fragments_damaged: Counter,
     pub forwards_failed: Counter,
 }
 
@@ -285,7 +286,12 @@ impl WorkerMetrics {
             log_read_failures: counter(
                 registry,
                 "worker_log_read_failures",
-                "Kept fragments that could not be read back for export",
+                "Times that kept traces could not be read back for export; they are tried again",
+            ),
+            log_fragments_damaged: counter(
+                registry,
+                "worker_log_fragments_damaged",
+                "Kept fragments whose bytes in the log are damaged; they were left out",
             ),
             forwards_failed: counter(
                 registry,
