@@ -1,6 +1,6 @@
 //! (being built)
 
 pub mod ledger;
-// pub mod load;
+pub mod load;
 // pub mod sink;
 pub mod verify;
