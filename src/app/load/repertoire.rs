@@ -56,7 +56,7 @@ impl Repertoire {
             Shape::Micro => Self {
                 services: request::SERVICES,
                 // 51 requests end in a 512-span batch: pieces of 216.
-                active_traces: 165,
+                active_traces: 195,
                 classes: vec![TraceClass {
                     share_per_mille: 1000,
                     templates: (0..REQUESTS)

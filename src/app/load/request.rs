@@ -121,7 +121,7 @@ pub(super) fn request(pays: bool, random: &mut SmallRng) -> Vec<SpanPlan> {
                     "db.query.text",
                     format!("{name} WHERE tenant = $1 AND id = $2"),
                 ),
-                text("server.address", "postgres.shop.svc.cluster.local"),
+                text("server.address", "postgres.shop.svc"),
                 int("server.port", 5432),
                 text(
                     "db.collection.name",
@@ -149,10 +149,7 @@ pub(super) fn request(pays: bool, random: &mut SmallRng) -> Vec<SpanPlan> {
                 text("url.scheme", "https"),
                 int("http.response.status_code", 200),
                 text("server.address", "shop.example.com"),
-                text(
-                    "user_agent.original",
-                    "Mozilla/5.0 (X11; Linux x86_64) Gecko/20100101",
-                ),
+                text("user_agent.original", "Mozilla/5.0 (X11) Gecko"),
                 text(
                     "client.address",
                     format!("10.4.{}.17", random.random_range(0..255)),

@@ -126,7 +126,6 @@ fn resource(kind: &ServiceKind, name: &str, random: &mut SmallRng) -> Resource {
             text("service.version", "2026.11.3"),
             text("service.instance.id", uuid(uid)),
             text("deployment.environment.name", "production"),
-            text("k8s.cluster.name", "eu-prod-1"),
             text("k8s.namespace.name", "agents"),
             text("k8s.node.name", format!("node-{node:03}")),
             text("k8s.pod.name", format!("{name}-{replica:08x}-{suffix:04x}")),

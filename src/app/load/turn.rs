@@ -89,7 +89,6 @@ struct Turn<'a> {
     random: &'a mut SmallRng,
     provider: &'static str,
     model: &'static str,
-    agent: String,
     input_tokens: i64,
 }
 
@@ -109,7 +108,6 @@ pub(super) fn turn(plan: TurnPlan, random: &mut SmallRng) -> Vec<SpanPlan> {
         random,
         provider,
         model,
-        agent: agent.clone(),
         input_tokens: 900,
     };
     let mut attributes = vec![
@@ -242,12 +240,11 @@ impl Turn<'_> {
             list("gen_ai.response.finish_reasons", &[finish_reason]),
             int("gen_ai.usage.input_tokens", self.input_tokens),
             int("gen_ai.usage.output_tokens", output_tokens),
-            int("gen_ai.request.max_tokens", 8192),
             double("gen_ai.response.time_to_first_chunk", 0.412),
         ];
         self.spans[span].has_conversation = true;
         if self.random.random_ratio(1, 6) {
-            let prompt = salad(self.random, 300..900);
+            let prompt = salad(self.random, 200..600);
             let answer = salad(self.random, 80..300);
             self.spans[span].events.push(EventPlan {
                 name: "gen_ai.client.inference.operation.details",
@@ -279,7 +276,7 @@ impl Turn<'_> {
         let arguments = if repeats {
             r#"{"query":"select * from orders where state = 'open'","limit":50}"#.to_owned()
         } else {
-            format!(r#"{{"query":"{}","limit":20}}"#, salad(self.random, 30..90))
+            format!(r#"{{"query":"{}","limit":20}}"#, salad(self.random, 25..60))
         };
         let call = format!("call_{:016x}", self.random.random::<u64>());
         self.spans[tool_span].attributes = vec![
@@ -288,7 +285,7 @@ impl Turn<'_> {
             text("gen_ai.tool.type", "function"),
             text("gen_ai.tool.call.id", call),
             text("gen_ai.tool.call.arguments", arguments),
-            text("gen_ai.agent.name", self.agent.clone()),
+            flag("agent.tool.cached", false),
             int("agent.step", self.spans.len() as i64),
         ];
         if fails {
@@ -336,10 +333,9 @@ impl Turn<'_> {
                 text("gen_ai.operation.name", "execute_tool"),
                 text("gen_ai.tool.name", tool),
                 text("mcp.session.id", session.clone()),
-                text("mcp.protocol.version", "2025-06-18"),
                 text("jsonrpc.request.id", request.to_string()),
                 text("network.transport", protocol),
-                text("server.address", "mcp.agents.svc.cluster.local"),
+                text("server.address", "mcp.agents.svc"),
                 int("server.port", 8931),
             ]
         };
@@ -370,7 +366,7 @@ impl Turn<'_> {
                     "db.query.text",
                     "SELECT id, state, body FROM records WHERE owner = $1 LIMIT $2",
                 ),
-                text("server.address", "postgres-records.data.svc.cluster.local"),
+                text("server.address", "postgres.data.svc"),
                 int("server.port", 5432),
                 int("db.response.returned_rows", 20),
             ];
