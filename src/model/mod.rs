@@ -3,11 +3,13 @@
 //! A value of one of these types is legal by construction, so nobody below checks it again.
 //! Nothing here does I/O, and nothing here knows OTLP's encoding (`wire` does).
 
+mod go_duration;
 mod id;
 mod member;
 mod moment;
 mod verdict;
 
+pub use go_duration::{GoDurationError, format_go_duration, parse_go_duration};
 pub use id::{FragmentHash, SpanId, TraceId};
 pub use member::{Fingerprint, Incarnation, Member, MemberError};
 pub use moment::{Moment, SteadyClock};
