@@ -224,6 +224,11 @@ impl LedgerQueue {
     pub async fn put(&self, record: Record) -> Result<(), LedgerStopped> {
         self.0.send(record).await.map_err(|_| LedgerStopped)
     }
+
+    /// Whether the writer thread has ended.
+    pub fn is_stopped(&self) -> bool {
+        self.0.is_closed()
+    }
 }
 
 fn write_header(file: &mut File, kind: LedgerKind) -> io::Result<()> {

@@ -1,5 +1,6 @@
 //! (being built)
 
+pub mod interrupt;
 pub mod ledger;
 pub mod load;
 // pub mod sink;
