@@ -1,14 +1,30 @@
 //! The load is what it says: shapes within their documented ranges, whole and legal traces, the
 //! same for the same seed.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "helpers of tests"
+)]
+
 use std::collections::{HashMap, HashSet};
 
+use clap::Parser;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
-use tailring::app::load::{Batch, Generator, GeneratorPlan, Shape};
-use tailring::model::{Moment, Randomness};
+use tailring::app::ledger::{self, GotExport, LedgerKind, Record};
+use tailring::app::load::{
+    Batch, Generator, GeneratorPlan, LoadArgs, LoadPlan, LoadReport, Shape, drive,
+};
+use tailring::app::sink::{Sink, SinkArgs, SinkReport};
+use tailring::app::verify::{Findings, VerifyError, compare};
+use tailring::model::{Member, Moment, Randomness, VerdictId};
+use tailring::net::client::{ClientConfig, GrpcClient, Target};
+use tailring::net::metadata::RequestMetadata;
 
 const NOW: Moment = Moment {
     unix_nanos: 1_800_000_000_000_000_000,
@@ -291,6 +307,273 @@ fn the_low_56_bits_of_trace_ids_are_uniform() {
             (set - half).abs() < slack,
             "bit {bit}: {set} of {}",
             traces.len()
+        );
+    }
+}
+
+#[derive(Debug, Parser)]
+struct LoadFlags {
+    #[command(flatten)]
+    args: LoadArgs,
+}
+
+#[derive(Debug, Parser)]
+struct SinkFlags {
+    #[command(flatten)]
+    args: SinkArgs,
+}
+
+struct EndToEnd {
+    load: LoadReport,
+    sink: SinkReport,
+    verified: Result<Findings, VerifyError>,
+}
+
+/// Runs a load against a sink over real sockets, by their flags, and compares their ledgers.
+async fn run(load: &str, sink: &str) -> EndToEnd {
+    let dir = tempfile::tempdir().unwrap();
+    let (sent, got) = (dir.path().join("sent"), dir.path().join("got"));
+    let flags = format!("sink --listen 127.0.0.1:0 --listen-http 127.0.0.1:0 {sink}");
+    let mut sink_args = SinkFlags::try_parse_from(flags.split_whitespace())
+        .unwrap()
+        .args;
+    if !sink_args.null {
+        sink_args.ledger = Some(got.clone());
+    }
+    let sink = Sink::start(&sink_args).await.unwrap();
+    let to = if load.contains("http") {
+        sink.http_address.unwrap()
+    } else {
+        sink.grpc_address
+    };
+    let flags = format!("load --to {to} --seed 3 {load}");
+    let mut load_args = LoadFlags::try_parse_from(flags.split_whitespace())
+        .unwrap()
+        .args;
+    load_args.ledger = Some(sent.clone());
+    let plan = LoadPlan::new(&load_args, 0).unwrap();
+    let load = drive(plan, std::future::pending(), |_| ()).await.unwrap();
+    let sink = sink.stop().await.unwrap();
+    let verified = compare(&sent, &got);
+    EndToEnd {
+        load,
+        sink,
+        verified,
+    }
+}
+
+fn assert_clean(run: &EndToEnd) {
+    let findings = run.verified.as_ref().unwrap();
+    let faults = (findings.lost, findings.doubled, findings.split);
+    assert_eq!(faults, (0, 0, 0), "{findings:?}");
+    assert!(findings.sent_spans > 0);
+    assert_eq!(findings.unknown, 0);
+    assert_eq!(findings.acknowledged_spans, findings.sent_spans);
+    assert_eq!(findings.got_spans, findings.sent_spans);
+    assert_eq!(findings.sent_spans, run.load.counts.spans_acknowledged);
+    assert_eq!(findings.sent_spans, run.sink.spans);
+    assert!(run.load.is_success(), "{:?}", run.load);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_load_sends_sink_gets_and_verify_calls_clean() {
+    for flags in [
+        "--shape agent --rate 40k --for 400ms",
+        "--shape fleet --rate 10k --for 300ms --batch 100 --encoding zstd",
+        "--shape micro --rate max --for 200ms --encoding gzip --connections 3",
+        "--shape agent --rate 20k --for 300ms --protocol http",
+        "--shape fleet --rate 10k --for 300ms --protocol http --encoding gzip",
+    ] {
+        let run = run(flags, "").await;
+        println!("{flags}: {:?}", run.load);
+        assert_clean(&run);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn repeated_requests_arrive_twice_at_a_sink_that_does_not_know_them() {
+    let run = run("--rate 20k --for 200ms --repeat-requests", "").await;
+    let findings = run.verified.unwrap();
+    assert_eq!(findings.doubled, findings.sent_spans);
+    assert_eq!(findings.lost, 0);
+    assert_eq!(run.load.counts.repeats_sent, run.load.counts.batches_sent);
+    assert!(run.load.is_success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unavailable_receiver_is_retried_and_given_up() {
+    let flags = "--rate 2k --for 300ms --give-up-after 2500ms";
+    let run = run(flags, "--answer unavailable").await;
+    let counts = run.load.counts;
+    assert_eq!(counts.batches_given_up, counts.batches_sent);
+    assert!(counts.retries >= 1, "{counts:?}");
+    assert_eq!(counts.spans_acknowledged, 0);
+    assert!(!run.load.is_success());
+    assert_eq!(run.sink.spans, 0);
+    let attempts = counts.retries + counts.batches_given_up;
+    assert_eq!(run.sink.refused_requests, attempts);
+    let error = run.verified.unwrap_err();
+    assert!(
+        matches!(error, VerifyError::NothingAcknowledged { .. }),
+        "{error}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_permanent_refusal_is_never_retried() {
+    let run = run("--rate 5k --for 200ms", "--answer invalid").await;
+    let counts = run.load.counts;
+    assert!(counts.batches_refused > 0);
+    assert_eq!(counts.batches_refused, counts.batches_sent);
+    assert_eq!(counts.retries, 0);
+    assert_eq!(run.sink.refused_requests, counts.batches_sent);
+    assert!(
+        run.load
+            .failures
+            .keys()
+            .any(|text| text.contains("--answer invalid"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_receiver_that_hangs_times_out() {
+    let flags = "--rate 2k --for 200ms --timeout 100ms --give-up-after 0s";
+    let run = run(flags, "--answer hang").await;
+    let counts = run.load.counts;
+    assert!(counts.batches_given_up > 0);
+    assert_eq!(counts.batches_given_up, counts.batches_sent);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn latency_counts_from_when_a_batch_was_due() {
+    // A batch is due each 5 ms and takes 100 ms, one at a time: waiting grows and grows.
+    let flags = "--rate 20k --batch 100 --for 1s --connections 1 --in-flight 1 --shape micro";
+    let run = run(flags, "--slow-ms 100").await;
+    assert!(
+        run.load.latency.max_ms > 3.0 * run.load.service.p50_ms,
+        "{:?}",
+        run.load
+    );
+    assert!(run.load.counts.batches_missed > 100, "{:?}", run.load);
+    assert!(!run.load.is_success(), "it could not keep the rate");
+    let findings = run.verified.unwrap();
+    assert!(findings.is_clean());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_null_sink_counts_requests_and_bytes_and_does_not_look_inside() {
+    let run = run("--rate 20k --for 200ms", "--null").await;
+    assert_eq!(run.sink.requests, run.load.counts.batches_sent);
+    assert_eq!(run.sink.bytes, run.load.counts.bytes_sent);
+    assert_eq!(run.sink.spans, 0);
+}
+
+#[tokio::test]
+async fn a_sink_writes_down_who_exported_and_under_which_verdicts() {
+    let dir = tempfile::tempdir().unwrap();
+    let got = dir.path().join("got");
+    let flags = [
+        "sink",
+        "--listen",
+        "127.0.0.1:0",
+        "--ledger",
+        got.to_str().unwrap(),
+    ];
+    let sink = Sink::start(&SinkFlags::try_parse_from(flags).unwrap().args)
+        .await
+        .unwrap();
+    let target = Target::plain(sink.grpc_address).unwrap();
+    let client = GrpcClient::new(target, ClientConfig::peer());
+    let batch = generate(plan(Shape::Agent, 1), 1).remove(0);
+    let mut traces: Vec<_> = batch.spans.iter().map(|key| key.trace).collect();
+    traces.sort();
+    traces.dedup();
+    let verdicts: Vec<_> = (0..traces.len() as u32)
+        .map(|n| VerdictId(n + 70))
+        .collect();
+    for spoiled in [false, true] {
+        let mut metadata = RequestMetadata {
+            member: Some(Member::parse("worker-3.workers").unwrap()),
+            verdicts: Some(verdicts[usize::from(spoiled)..].to_vec()),
+            ..RequestMetadata::default()
+        };
+        if spoiled {
+            metadata.member = None;
+        }
+        let mut headers = http::HeaderMap::new();
+        metadata.write_to(&mut headers);
+        let message = vec![batch.message.clone()];
+        let wait = std::time::Duration::from_secs(10);
+        client.export(message, &headers, wait).await.unwrap();
+    }
+    let report = sink.stop().await.unwrap();
+    assert_eq!(report.mismatched_verdicts, 1);
+    assert_eq!(report.members["worker-3.workers"], 512);
+    assert_eq!(report.members["(unnamed)"], 512);
+
+    let mut exports: Vec<GotExport> = Vec::new();
+    ledger::read(&got, LedgerKind::Got, |record| match record {
+        Record::Got(export) => exports.push(export),
+        Record::Sent { .. } | Record::Acknowledged { .. } => unreachable!(),
+    })
+    .unwrap();
+    let [whole, spoiled] = &exports[..] else {
+        panic!("{} exports", exports.len());
+    };
+    assert_eq!(whole.member, Member::parse("worker-3.workers").ok());
+    assert_eq!(whole.spans.len(), 512);
+    for span in &whole.spans {
+        let place = traces.binary_search(&span.key.trace).unwrap();
+        assert_eq!(span.verdict, Some(verdicts[place]));
+    }
+    assert_eq!(spoiled.member, None);
+    assert!(spoiled.spans.iter().all(|span| span.verdict.is_none()));
+}
+
+#[test]
+fn flags_are_read_as_people_write_them_and_mistakes_say_what_to_write() {
+    let plan = |flags: &str| {
+        let flags = format!("load {flags}");
+        let parsed = LoadFlags::try_parse_from(flags.split_whitespace());
+        let args = parsed.map_err(|error| error.to_string())?.args;
+        LoadPlan::new(&args, 1).map_err(|error| format!("{error:#}"))
+    };
+    for (flags, address) in [
+        ("", "127.0.0.1:4317"),
+        ("--to collector.obs.svc:5000", "collector.obs.svc:5000"),
+        ("--to [::1]:4317", "[::1]:4317"),
+        ("--to http://collector.obs.svc", "collector.obs.svc:4317"),
+        (
+            "--to http://collector.obs.svc --protocol http",
+            "collector.obs.svc:4318",
+        ),
+        (
+            "--to https://otlp.example.com:443/otlp/v1/traces --protocol http",
+            "otlp.example.com:443",
+        ),
+        ("--to http://[::1]:80", "[::1]:80"),
+    ] {
+        let plan = plan(flags).unwrap_or_else(|error| panic!("{flags}: {error}"));
+        assert_eq!(plan.target.address.to_string(), address, "{flags}");
+        let tls = flags.contains("https");
+        assert_eq!(plan.target.tls.is_some(), tls);
+        assert_eq!(
+            plan.path.as_str(),
+            if tls { "/otlp/v1/traces" } else { "/v1/traces" }
+        );
+    }
+    for (flags, says) in [
+        ("--rate fast", "20000, 20k or 1.5M, or max"),
+        ("--rate 0", "from 1 span a second"),
+        ("--to nowhere", "host:port"),
+        ("--to ftp://a:1", "write http:// or https://"),
+        ("--for 30", "30s"),
+        ("--batch 0", "--batch"),
+    ] {
+        let error = plan(flags).unwrap_err();
+        assert!(
+            error.contains(says),
+            "{flags}: {error:?} does not say {says:?}"
         );
     }
 }

@@ -4,7 +4,7 @@
 //! ```text
 //! file    = "TAILRING-LEDGER" kind(1 byte: 'S' sent, 'G' got) record*
 //! record  = len u32 · crc32c u32 · payload           (len and checksum are of the payload)
-//! payload = 1 · batch u64 · (trace 16 · span 8)*      sent:   a batch, before its first byte leaves
+//! payload = 1 · batch u64 · (trace 16 · span 8)*      sent:   a batch, queued before its first byte leaves
 //!         | 2 · batch u64                             sent:   the batch was acknowledged whole
 //!         | 3 · unix_nanos u64 · flags u8 · member_len u16 · member
 //!             · (trace 16 · span 8 · verdict u32)*    got:    one export (flags 1: has a member, 2: has verdicts)
@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::model::{Member, Moment, SpanId, TraceId, VerdictId};
 
@@ -116,13 +116,20 @@ pub enum LedgerError {
 /// what was queued to be written in the background.
 #[derive(Debug)]
 pub struct LedgerWriter {
-    queue: mpsc::Sender<Record>,
+    queue: mpsc::Sender<Entry>,
     thread: JoinHandle<Result<(), LedgerError>>,
 }
 
 /// Queues records for a [`LedgerWriter`]; cheap to clone.
 #[derive(Debug, Clone)]
-pub struct LedgerQueue(mpsc::Sender<Record>);
+pub struct LedgerQueue(mpsc::Sender<Entry>);
+
+#[derive(Debug)]
+struct Entry {
+    record: Record,
+    /// Told once the record has been handed to the operating system.
+    written: Option<oneshot::Sender<()>>,
+}
 
 /// The writer thread has ended: [`LedgerWriter::close`] tells why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -189,12 +196,12 @@ impl LedgerWriter {
     }
 
     fn spawn(file: File, path: &Path) -> io::Result<Self> {
-        let (queue, records) = mpsc::channel(QUEUE_RECORDS_MAX);
+        let (queue, entries) = mpsc::channel(QUEUE_RECORDS_MAX);
         let path = path.to_owned();
         let thread = std::thread::Builder::new()
             .name("ledger".into())
             .spawn(move || {
-                write_records(file, records)
+                write_records(file, entries)
                     .map_err(|source| LedgerError::Unwritable { path, source })
             })?;
         Ok(Self { queue, thread })
@@ -222,7 +229,18 @@ impl LedgerWriter {
 impl LedgerQueue {
     /// Waits while the disk is behind.
     pub async fn put(&self, record: Record) -> Result<(), LedgerStopped> {
-        self.0.send(record).await.map_err(|_| LedgerStopped)
+        let written = None;
+        let entry = Entry { record, written };
+        self.0.send(entry).await.map_err(|_| LedgerStopped)
+    }
+
+    /// Returns when the record is in the file, where it survives the process.
+    pub async fn put_written(&self, record: Record) -> Result<(), LedgerStopped> {
+        let (written, is_written) = oneshot::channel();
+        let written = Some(written);
+        let entry = Entry { record, written };
+        self.0.send(entry).await.map_err(|_| LedgerStopped)?;
+        is_written.await.map_err(|_| LedgerStopped)
     }
 
     /// Whether the writer thread has ended.
@@ -238,16 +256,29 @@ fn write_header(file: &mut File, kind: LedgerKind) -> io::Result<()> {
     file.write_all(&header)
 }
 
-fn write_records(file: File, mut records: mpsc::Receiver<Record>) -> io::Result<()> {
+fn write_records(file: File, mut entries: mpsc::Receiver<Entry>) -> io::Result<()> {
     let mut out = BufWriter::with_capacity(1 << 18, file);
     let mut payload = Vec::new();
-    while let Some(record) = records.blocking_recv() {
-        write_record(&mut out, &mut payload, &record)?;
-        while let Ok(record) = records.try_recv() {
-            write_record(&mut out, &mut payload, &record)?;
+    let mut waiting = Vec::new();
+    while let Some(mut entry) = entries.blocking_recv() {
+        loop {
+            write_record(&mut out, &mut payload, &entry.record)?;
+            waiting.extend(entry.written);
+            // A bounded group, so that nobody waits behind an endless stream of others.
+            if waiting.len() >= QUEUE_RECORDS_MAX {
+                break;
+            }
+            match entries.try_recv() {
+                Ok(next) => entry = next,
+                Err(_) => break,
+            }
         }
         // Nothing waits: let a reader, or a kill, find whole records.
         out.flush()?;
+        for written in waiting.drain(..) {
+            // An error: who asked has gone away, with its request.
+            written.send(()).unwrap_or(());
+        }
     }
     out.flush()?;
     out.get_ref().sync_data()

@@ -3,5 +3,5 @@
 pub mod interrupt;
 pub mod ledger;
 pub mod load;
-// pub mod sink;
+pub mod sink;
 pub mod verify;
