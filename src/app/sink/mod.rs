@@ -197,15 +197,22 @@ pub async fn run(args: SinkArgs) -> anyhow::Result<ExitCode> {
     run_until(args, interrupted()).await
 }
 
-#[allow(clippy::print_stdout, reason = "a tool for people answers on stdout")]
+#[allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a tool for people answers on stdout, and keeps it clean when that is to be JSON"
+)]
 async fn run_until(args: SinkArgs, stop: impl Future<Output = ()>) -> anyhow::Result<ExitCode> {
     let sink = Sink::start(&args).await?;
     let is_text = args.output == SinkOutput::Text;
+    let mut listening = format!("listening on {} for OTLP/gRPC\n", sink.grpc_address);
+    if let Some(address) = sink.http_address {
+        listening += &format!("listening on {address} for OTLP/HTTP\n");
+    }
     if is_text {
-        println!("listening on {} for OTLP/gRPC", sink.grpc_address);
-        if let Some(address) = sink.http_address {
-            println!("listening on {address} for OTLP/HTTP");
-        }
+        print!("{listening}");
+    } else {
+        eprint!("{listening}");
     }
     let shows_progress = is_text && std::io::stdout().is_terminal();
     let began = Instant::now();
