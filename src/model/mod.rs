@@ -4,12 +4,14 @@
 //! Nothing here does I/O, and nothing here knows OTLP's encoding (`wire` does).
 
 mod extent;
+mod go_duration;
 mod id;
 mod member;
 mod moment;
 mod verdict;
 
 pub use extent::{Extent, SegmentId};
+pub use go_duration::{GoDurationError, format_go_duration, parse_go_duration};
 pub use id::{FragmentHash, SpanId, TraceId};
 pub use member::{Fingerprint, Incarnation, Member, MemberError};
 pub use moment::{Moment, SteadyClock};

@@ -4,8 +4,13 @@
 //! The file is a Collector `tail_sampling` block. Knows nothing of files, clocks or logs: text in,
 //! rules out; bytes and `now` in, votes out.
 
+mod entry;
 mod file;
+mod mistake;
 mod rules;
+mod tree;
 
-pub use file::{Mistake, parse};
+pub use entry::POLICIES_MAX;
+pub use file::{Parsed, parse};
+pub use mistake::{Mistake, Notice};
 pub use rules::{Policy, PolicyKind, Rules, Timing, Vote};

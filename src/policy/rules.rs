@@ -49,20 +49,27 @@ pub struct Vote {
 }
 
 impl Rules {
+    pub fn new(timing: Timing, policies: Vec<Policy>) -> Self {
+        Self {
+            version: version_of(&timing, &policies),
+            timing,
+            policies,
+        }
+    }
+
     /// Keeps everything after the Collector's default wait.
     pub fn keep_everything() -> Self {
-        Self {
-            version: 0,
-            timing: Timing {
+        Self::new(
+            Timing {
                 decision_wait: Duration::from_secs(30),
                 quiet_period: None,
                 decision_wait_after_root_received: None,
             },
-            policies: vec![Policy {
+            vec![Policy {
                 name: "default".into(),
                 kind: PolicyKind::AlwaysSample,
             }],
-        }
+        )
     }
 
     /// OR of the policies: kept if any keeps it, with the smallest threshold among those that do.
@@ -94,4 +101,31 @@ impl Rules {
         }
         vote
     }
+}
+
+/// Frozen: the log carries versions from one release to the next. Every field is written with a
+/// tag or a length in front, so that no two meanings have one spelling.
+fn version_of(timing: &Timing, policies: &[Policy]) -> u64 {
+    fn wait(meaning: &mut Vec<u8>, wait: Option<Duration>) {
+        // A wait of zero never gets here; it means "off".
+        let nanos = wait.map_or(0, |wait| wait.as_nanos());
+        meaning.extend_from_slice(&nanos.to_le_bytes());
+    }
+    let mut meaning = b"tailring rules 1".to_vec();
+    wait(&mut meaning, Some(timing.decision_wait));
+    wait(&mut meaning, timing.quiet_period);
+    wait(&mut meaning, timing.decision_wait_after_root_received);
+    for policy in policies {
+        meaning.extend_from_slice(&(policy.name.len() as u64).to_le_bytes());
+        meaning.extend_from_slice(policy.name.as_bytes());
+        match policy.kind {
+            PolicyKind::AlwaysSample => meaning.push(1),
+            PolicyKind::Probabilistic(threshold) => {
+                meaning.push(2);
+                let bits = threshold.map_or(u64::MAX, Threshold::bits);
+                meaning.extend_from_slice(&bits.to_le_bytes());
+            }
+        }
+    }
+    xxhash_rust::xxh3::xxh3_64(&meaning)
 }
