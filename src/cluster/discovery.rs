@@ -1,8 +1,362 @@
-//! Asks the source again and again and publishes views.
+//! Asks the source again and again and publishes views. What an answer means for the members is
+//! decided in `membership`, what is an answer in `resolver`.
 
-/// The running task and its metrics.
-#[derive(Debug)]
-pub struct Discovery {}
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
+use tracing::{Instrument, info, info_span, warn};
+
+use crate::cluster::membership::{Change, Membership};
+use crate::cluster::resolver::{Failure, Resolved, Resolver};
+use crate::cluster::source::Source;
+use crate::cluster::view::{View, ViewHandle};
+use crate::ring::Seed;
+
+/// However short the TTL: two questions a second are plenty.
+const POLL_MIN: Duration = Duration::from_millis(500);
+
+/// Hints come from every lane at once when a worker dies.
+const REFRESH_MIN: Duration = Duration::from_secs(1);
+
+/// What makes a view beside the names, and how fast it follows them.
+#[derive(Debug, Clone)]
+pub struct DiscoveryConfig {
+    pub cluster: String,
+    pub seed: Seed,
+    /// How long a name must have been absent from good answers before it leaves the ring.
+    pub leave_after: Duration,
+    /// Bounds the time between two questions; a shorter TTL shortens it, down to half a second.
+    pub poll_max: Duration,
+}
+
+/// The running task.
+pub struct Discovery {
+    resolver: Resolver,
+    membership: Membership,
+    config: DiscoveryConfig,
+    view: ViewHandle,
+    metrics: DiscoveryMetrics,
+    last_good: Instant,
+    /// What was logged last, so that an outage is one line and its end another.
+    last_outcome: Option<Outcome>,
+    last_ambiguous: usize,
+}
 
 #[derive(Debug, Clone)]
-pub struct DiscoveryMetrics {}
+pub struct DiscoveryMetrics {
+    answers: Family<OutcomeLabel, Counter>,
+    members: Gauge,
+    view_changes: Counter,
+    last_good_age_seconds: Gauge<f64, AtomicU64>,
+    ambiguous_targets: Counter,
+    targets_without_address: Counter,
+}
+
+/// What became of a question.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[expect(
+    non_camel_case_types,
+    reason = "the names are the metric's label values"
+)]
+pub enum Outcome {
+    ok,
+    servfail,
+    nxdomain,
+    empty,
+    truncated,
+    timeout,
+    too_many,
+    garbage,
+    other,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabel {
+    outcome: Outcome,
+}
+
+impl DiscoveryConfig {
+    pub fn new(cluster: impl Into<String>, seed: Seed) -> Self {
+        Self {
+            cluster: cluster.into(),
+            seed,
+            // Longer than a pod takes to come back somewhere else under its name.
+            leave_after: Duration::from_secs(60),
+            poll_max: Duration::from_secs(2),
+        }
+    }
+}
+
+impl Discovery {
+    /// The view is empty until the first good answer, however long that takes. Ends when
+    /// `shutdown` says true or its sender is gone; the last view stays.
+    pub fn spawn(
+        source: Source,
+        config: DiscoveryConfig,
+        metrics: DiscoveryMetrics,
+        shutdown: watch::Receiver<bool>,
+    ) -> (ViewHandle, JoinHandle<()>) {
+        let span = info_span!("discovery", %source);
+        let view = ViewHandle::fixed(View::new(BTreeMap::new(), config.seed, &config.cluster));
+        let discovery = Self {
+            resolver: Resolver::new(source),
+            membership: Membership::new(config.leave_after),
+            config,
+            view: view.clone(),
+            metrics,
+            last_good: Instant::now(),
+            last_outcome: None,
+            last_ambiguous: 0,
+        };
+        let task = tokio::spawn(discovery.run(shutdown).instrument(span));
+        (view, task)
+    }
+
+    async fn run(mut self, mut shutdown: watch::Receiver<bool>) {
+        // Cancelled anywhere: a question without its answer leaves no trace.
+        tokio::select! {
+            _ = shutdown.wait_for(|stop| *stop) => {}
+            () = self.poll() => {}
+        }
+    }
+
+    async fn poll(&mut self) {
+        loop {
+            let asked_at = Instant::now();
+            let answer = self.resolver.ask().await;
+            let wait = self.take(answer).await;
+            tokio::select! {
+                () = sleep_until(asked_at + wait) => {}
+                () = self.view.refresh_wanted() => {
+                    sleep_until(asked_at + wait.min(REFRESH_MIN)).await;
+                }
+            }
+        }
+    }
+
+    /// Takes in an answer and says how long after its question the next one is due.
+    async fn take(&mut self, answer: Result<Resolved, Failure>) -> Duration {
+        let now = Instant::now();
+        self.note(&answer);
+        let ttl = match answer {
+            Ok(resolved) => {
+                self.last_good = now;
+                let change = self.membership.apply(&resolved.answer, now);
+                self.publish(change).await;
+                resolved.ttl
+            }
+            Err(_) => None,
+        };
+        let age = now.duration_since(self.last_good);
+        self.metrics.last_good_age_seconds.set(age.as_secs_f64());
+        poll_after(ttl, self.config.poll_max, rand::random_range(0.9..=1.1))
+    }
+
+    async fn publish(&mut self, change: Change) {
+        let addresses = self.membership.addresses();
+        let before = self.view.load();
+        let view = match change {
+            Change::Nothing => return,
+            Change::Addresses => View {
+                addresses,
+                table: before.table.clone(),
+            },
+            Change::Names => {
+                let DiscoveryConfig { seed, cluster, .. } = self.config.clone();
+                // A thousand names take a tenth of a second, which requests would wait for.
+                let built =
+                    tokio::task::spawn_blocking(move || View::new(addresses, seed, &cluster));
+                match built.await {
+                    Ok(view) => view,
+                    // Only while the runtime shuts down.
+                    Err(error) => return warn!(%error, "the new ring was not built"),
+                }
+            }
+        };
+        let joined = view
+            .addresses
+            .keys()
+            .filter(|m| !before.addresses.contains_key(m));
+        let left = before
+            .addresses
+            .keys()
+            .filter(|m| !view.addresses.contains_key(m));
+        info!(
+            fingerprint = %view.fingerprint(),
+            members = view.addresses.len(),
+            joined = joined.count(),
+            left = left.count(),
+            "the view changed"
+        );
+        self.metrics
+            .members
+            .set(i64::try_from(view.addresses.len()).unwrap_or(i64::MAX));
+        self.metrics.view_changes.inc();
+        self.view.publish(view);
+    }
+
+    fn note(&mut self, answer: &Result<Resolved, Failure>) {
+        let outcome = Outcome::of(answer);
+        self.metrics
+            .answers
+            .get_or_create(&OutcomeLabel { outcome })
+            .inc();
+        let news = self.last_outcome != Some(outcome);
+        self.last_outcome = Some(outcome);
+        match answer {
+            Ok(resolved) => {
+                self.metrics
+                    .ambiguous_targets
+                    .inc_by(resolved.ambiguous as u64);
+                self.metrics
+                    .targets_without_address
+                    .inc_by(resolved.without_address as u64);
+                if news {
+                    info!(names = resolved.answer.len(), "workers are being found");
+                }
+                if resolved.ambiguous > 0 && resolved.ambiguous != self.last_ambiguous {
+                    warn!(
+                        records = resolved.ambiguous,
+                        "several SRV records have one target and different ports: the lowest port counts"
+                    );
+                }
+                self.last_ambiguous = resolved.ambiguous;
+            }
+            Err(failure) if news => {
+                let known = self.view.load().addresses.len();
+                warn!(%failure, known, "looking for workers failed; those known stay");
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+impl Outcome {
+    const ALL: [Self; 9] = [
+        Self::ok,
+        Self::servfail,
+        Self::nxdomain,
+        Self::empty,
+        Self::truncated,
+        Self::timeout,
+        Self::too_many,
+        Self::garbage,
+        Self::other,
+    ];
+
+    fn of(answer: &Result<Resolved, Failure>) -> Self {
+        match answer {
+            Ok(_) => Self::ok,
+            Err(Failure::ServFail) => Self::servfail,
+            Err(Failure::NxDomain) => Self::nxdomain,
+            Err(Failure::Empty) => Self::empty,
+            Err(Failure::Truncated) => Self::truncated,
+            Err(Failure::Timeout) => Self::timeout,
+            Err(Failure::TooMany(_)) => Self::too_many,
+            Err(Failure::Garbage(_)) => Self::garbage,
+            Err(Failure::Other(_)) => Self::other,
+        }
+    }
+}
+
+impl DiscoveryMetrics {
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            answers: Family::default(),
+            members: Gauge::default(),
+            view_changes: Counter::default(),
+            last_good_age_seconds: Gauge::default(),
+            ambiguous_targets: Counter::default(),
+            targets_without_address: Counter::default(),
+        };
+        // Outcomes that never happened show as zero, so that an alert on a rate sees the first.
+        for outcome in Outcome::ALL {
+            drop(metrics.answers.get_or_create(&OutcomeLabel { outcome }));
+        }
+        registry.register(
+            "discovery_answers",
+            "Questions for the list of workers, by what became of them; only ok can change the ring",
+            metrics.answers.clone(),
+        );
+        registry.register(
+            "discovery_members",
+            "Workers in the view of this process",
+            metrics.members.clone(),
+        );
+        registry.register(
+            "discovery_view_changes",
+            "New views, by a change of names or of addresses",
+            metrics.view_changes.clone(),
+        );
+        registry.register(
+            "discovery_last_good_answer_age_seconds",
+            "Time since the last good answer (since start before the first), as of the last question",
+            metrics.last_good_age_seconds.clone(),
+        );
+        registry.register(
+            "discovery_ambiguous_targets",
+            "SRV records that name a worker once more with another port; the lowest port counts",
+            metrics.ambiguous_targets.clone(),
+        );
+        registry.register(
+            "discovery_targets_without_address",
+            "Workers in a good answer whose address was not found; they keep the one they had",
+            metrics.targets_without_address.clone(),
+        );
+        metrics
+    }
+
+    pub fn answers(&self, outcome: Outcome) -> u64 {
+        self.answers.get_or_create(&OutcomeLabel { outcome }).get()
+    }
+
+    pub fn members(&self) -> i64 {
+        self.members.get()
+    }
+
+    pub fn view_changes(&self) -> u64 {
+        self.view_changes.get()
+    }
+
+    pub fn ambiguous_targets(&self) -> u64 {
+        self.ambiguous_targets.get()
+    }
+
+    pub fn last_good_age_seconds(&self) -> f64 {
+        self.last_good_age_seconds.get()
+    }
+}
+
+/// `spread` is between 0.9 and 1.1, so that processes that started together do not ask together.
+fn poll_after(ttl: Option<Duration>, poll_max: Duration, spread: f64) -> Duration {
+    let wait = ttl.unwrap_or(poll_max).max(POLL_MIN).min(poll_max);
+    wait.mul_f64(spread)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ttl_shortens_the_poll_within_bounds() {
+        let seconds = Duration::from_secs;
+        assert_eq!(poll_after(Some(seconds(30)), seconds(2), 1.0), seconds(2));
+        assert_eq!(poll_after(Some(seconds(1)), seconds(2), 1.0), seconds(1));
+        assert_eq!(poll_after(Some(seconds(0)), seconds(2), 1.0), POLL_MIN);
+        assert_eq!(
+            poll_after(None, seconds(2), 0.9),
+            Duration::from_millis(1800)
+        );
+        let quick = Duration::from_millis(50);
+        assert_eq!(poll_after(Some(seconds(0)), quick, 1.0), quick);
+    }
+}

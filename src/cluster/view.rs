@@ -5,38 +5,115 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use tokio::sync::watch;
+use serde::Serialize;
+use tokio::sync::{Notify, watch};
 
 use crate::model::{Fingerprint, Member};
-use crate::ring::Table;
+use crate::ring::{Seed, Table};
 
-/// One belief, never changed after it is made.
+/// One belief, never changed after it is made. Every member of the table has an address.
 #[derive(Debug)]
 pub struct View {
     pub addresses: BTreeMap<Member, SocketAddr>,
     pub table: Table,
 }
 
+/// What `/ring` shows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ViewDescription {
+    /// 16 hex digits.
+    pub fingerprint: String,
+    /// Sorted by name.
+    pub members: Vec<MemberDescription>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct MemberDescription {
+    pub name: String,
+    /// `ip:port`.
+    pub address: Option<SocketAddr>,
+    /// Of 65,536.
+    pub slots: u32,
+}
+
 /// Reads the current view; cheap to clone. A request loads it once, so that it never mixes two.
 #[derive(Debug, Clone)]
 pub struct ViewHandle {
-    current: Arc<ArcSwap<View>>,
-    changed: watch::Receiver<Fingerprint>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    current: ArcSwap<View>,
+    changed: watch::Sender<Fingerprint>,
+    refresh: Notify,
 }
 
 impl View {
+    /// Places the members; takes milliseconds.
+    pub fn new(addresses: BTreeMap<Member, SocketAddr>, seed: Seed, cluster: &str) -> Self {
+        let table = Table::build(addresses.keys().cloned(), seed, cluster);
+        Self { addresses, table }
+    }
+
     pub fn fingerprint(&self) -> Fingerprint {
         self.table.fingerprint()
+    }
+
+    pub fn describe(&self) -> ViewDescription {
+        let slots = self.table.slots_by_member();
+        let members = self.table.members().iter().zip(slots);
+        ViewDescription {
+            fingerprint: self.fingerprint().to_string(),
+            members: members
+                .map(|(member, slots)| MemberDescription {
+                    name: member.to_string(),
+                    address: self.addresses.get(member).copied(),
+                    slots,
+                })
+                .collect(),
+        }
     }
 }
 
 impl ViewHandle {
-    pub fn load(&self) -> Arc<View> {
-        self.current.load_full()
+    /// A view that nobody changes: for tests, and for processes that are told their members.
+    pub fn fixed(view: View) -> Self {
+        let (changed, _) = watch::channel(view.fingerprint());
+        Self {
+            shared: Arc::new(Shared {
+                current: ArcSwap::from_pointee(view),
+                changed,
+                refresh: Notify::new(),
+            }),
+        }
     }
 
-    /// Wakes at every new view (also when only an address changed).
+    pub fn load(&self) -> Arc<View> {
+        self.shared.current.load_full()
+    }
+
+    /// Wakes at every new view (also when only an address changed). The sender lives as long as
+    /// any handle, so waiting on a view that no longer changes waits, and does not fail.
     pub fn changes(&self) -> watch::Receiver<Fingerprint> {
-        self.changed.clone()
+        self.shared.changed.subscribe()
+    }
+
+    /// A hint that an address no longer answers: members are looked up again now instead of at the
+    /// next poll, at most once a second however often this is called.
+    pub fn refresh(&self) {
+        self.shared.refresh.notify_one();
+    }
+
+    /// Completes after a [`ViewHandle::refresh`]. One caller at a time.
+    pub(super) async fn refresh_wanted(&self) {
+        self.shared.refresh.notified().await;
+    }
+
+    pub(super) fn publish(&self, view: View) {
+        let fingerprint = view.fingerprint();
+        self.shared.current.store(Arc::new(view));
+        // After the store: whoever wakes must find the new view.
+        self.shared.changed.send_replace(fingerprint);
     }
 }

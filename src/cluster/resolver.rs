@@ -1,0 +1,321 @@
+//! Asks DNS once and reads the answer. Remembers nothing but its connections: no cache, because
+//! the poll beside it decides how old an answer may be.
+//!
+//! Whatever is not a whole, well-formed answer with at least one name is a [`Failure`], and a
+//! failure changes nothing: a truncated list read as a list would be a smaller ring.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::{
+    LookupIpStrategy, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts,
+};
+use hickory_resolver::lookup::Lookup;
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::net::{DnsError, NetError};
+use hickory_resolver::proto::op::ResponseCode;
+use hickory_resolver::proto::rr::rdata::SRV;
+use hickory_resolver::proto::rr::{Name, RData};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::cluster::membership::Answer;
+use crate::cluster::source::{Host, Source};
+use crate::model::Member;
+use crate::ring::Table;
+
+/// For one query to one server. A cluster's DNS answers within milliseconds or not at all.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// For everything that one question takes: UDP, then TCP, each possibly twice.
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// For the addresses of all SRV targets that came without. Those not found by then keep what they
+/// have.
+const TARGETS_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Lookups in flight for targets that came without addresses.
+const TARGETS_IN_FLIGHT: usize = 16;
+
+/// See the module.
+pub(super) struct Resolver {
+    source: Source,
+    /// Made at the first question, so that an unreadable resolv.conf is a failed answer like
+    /// others and is tried again.
+    dns: Option<TokioResolver>,
+}
+
+/// A good answer.
+#[derive(Debug, Default)]
+pub(super) struct Resolved {
+    pub(super) answer: Answer,
+    /// The smallest TTL in it; `None` when nothing in it came from DNS.
+    pub(super) ttl: Option<Duration>,
+    /// Names with several SRV records of different ports, of which the first port counts.
+    pub(super) ambiguous: usize,
+    /// Names whose address was not found.
+    pub(super) without_address: usize,
+}
+
+/// Why an answer was no good.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Failure {
+    #[error("the DNS server failed (SERVFAIL)")]
+    ServFail,
+    #[error("the name does not exist (NXDOMAIN); names are taken as absolute, without search list")]
+    NxDomain,
+    #[error("the name has no records of that kind")]
+    Empty,
+    #[error("the answer is truncated over TCP too")]
+    Truncated,
+    #[error("no answer in time")]
+    Timeout,
+    #[error("the answer has {0} names, more than 4096")]
+    TooMany(usize),
+    #[error("the answer cannot be read: {0}")]
+    Garbage(String),
+    #[error("{0}")]
+    Other(String),
+}
+
+impl Resolver {
+    pub(super) fn new(source: Source) -> Self {
+        Self { source, dns: None }
+    }
+
+    pub(super) async fn ask(&mut self) -> Result<Resolved, Failure> {
+        let dns = match &self.dns {
+            Some(dns) => dns.clone(),
+            None => self.dns.insert(connect(&self.source)?).clone(),
+        };
+        match &self.source {
+            Source::Srv { service, .. } => ask_srv(&dns, service).await,
+            Source::Dns { host, port, .. } => ask_addresses(&dns, host, *port).await,
+            Source::Static { members, .. } => {
+                let mut resolved = Resolved::default();
+                let mut targets = Vec::new();
+                for member in members {
+                    let addresses = match &member.host {
+                        Host::Address(ip) => vec![SocketAddr::new(*ip, member.port)],
+                        Host::Name(host) => {
+                            targets.push((member.name.clone(), host.clone(), member.port));
+                            Vec::new()
+                        }
+                    };
+                    resolved.answer.insert(member.name.clone(), addresses);
+                }
+                find_addresses(&dns, targets, &mut resolved).await;
+                Ok(resolved)
+            }
+        }
+    }
+}
+
+fn connect(source: &Source) -> Result<TokioResolver, Failure> {
+    let other = |error: NetError| Failure::Other(error.to_string());
+    let (Source::Srv { nameserver, .. }
+    | Source::Dns { nameserver, .. }
+    | Source::Static { nameserver, .. }) = source;
+    let mut builder = match nameserver {
+        Some(address) => {
+            // UDP alone would have no way to read a truncated answer again.
+            let mut server = NameServerConfig::udp_and_tcp(address.ip());
+            for connection in &mut server.connections {
+                connection.port = address.port();
+            }
+            let config = ResolverConfig::from_parts(None, Vec::new(), vec![server]);
+            let mut builder =
+                TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+            builder.options_mut().use_hosts_file = ResolveHosts::Never;
+            builder
+        }
+        None => TokioResolver::builder_tokio().map_err(other)?,
+    };
+    set_options(builder.options_mut());
+    builder.build().map_err(other)
+}
+
+fn set_options(options: &mut ResolverOpts) {
+    options.cache_size = 0;
+    options.edns0 = true;
+    options.timeout = QUERY_TIMEOUT;
+    options.attempts = 1;
+    options.ip_strategy = LookupIpStrategy::Ipv4thenIpv6;
+}
+
+/// One question, with everything that makes its answer no good checked.
+async fn question(
+    lookup: impl Future<Output = Result<Lookup, NetError>>,
+) -> Result<Lookup, Failure> {
+    let lookup = match timeout(QUESTION_TIMEOUT, lookup).await {
+        Ok(result) => result.map_err(classify)?,
+        Err(_) => return Err(Failure::Timeout),
+    };
+    let head = &lookup.message().metadata;
+    // The resolver passes codes on that it does not know, and NXDOMAIN if records came with it.
+    if head.response_code != ResponseCode::NoError {
+        return Err(Failure::Other(format!(
+            "the DNS server answered {}",
+            head.response_code
+        )));
+    }
+    if head.truncation {
+        return Err(Failure::Truncated);
+    }
+    Ok(lookup)
+}
+
+fn classify(error: NetError) -> Failure {
+    match &error {
+        NetError::Timeout => Failure::Timeout,
+        NetError::Truncated => Failure::Truncated,
+        NetError::Dns(DnsError::NoRecordsFound(none)) => match none.response_code {
+            ResponseCode::NXDomain => Failure::NxDomain,
+            _ => Failure::Empty,
+        },
+        NetError::Dns(DnsError::ResponseCode(ResponseCode::ServFail)) => Failure::ServFail,
+        NetError::Proto(_) | NetError::ForeignClassRecord { .. } => {
+            Failure::Garbage(error.to_string())
+        }
+        _ => Failure::Other(error.to_string()),
+    }
+}
+
+async fn ask_srv(dns: &TokioResolver, service: &str) -> Result<Resolved, Failure> {
+    let lookup = question(dns.srv_lookup(service)).await?;
+    let mut resolved = Resolved {
+        ttl: ttl(&lookup),
+        ..Resolved::default()
+    };
+    let mut ports = BTreeMap::<Member, (u16, Name)>::new();
+    for record in lookup.answers() {
+        if let RData::SRV(srv) = &record.data
+            && let Some(member) = read_target(srv)?
+        {
+            let (port, _) = ports
+                .entry(member)
+                .or_insert_with(|| (srv.port, srv.target.clone()));
+            if *port != srv.port {
+                resolved.ambiguous += 1;
+                *port = srv.port.min(*port);
+            }
+        }
+    }
+    match ports.len() {
+        // RFC 2782: the target "." says that the service is not offered here.
+        0 => return Err(Failure::Empty),
+        n if n > Table::MEMBERS_MAX => return Err(Failure::TooMany(n)),
+        _ => {}
+    }
+    let mut glue = glue(&lookup);
+    let mut targets = Vec::new();
+    for (member, (port, target)) in ports {
+        let addresses = glue.remove(&target.to_lowercase()).unwrap_or_default();
+        if addresses.is_empty() {
+            targets.push((member.clone(), target.to_ascii(), port));
+        }
+        let addresses = addresses.into_iter().map(|ip| SocketAddr::new(ip, port));
+        resolved.answer.insert(member, addresses.collect());
+    }
+    find_addresses(dns, targets, &mut resolved).await;
+    Ok(resolved)
+}
+
+/// The name a record points at, `None` for "nothing here".
+fn read_target(srv: &SRV) -> Result<Option<Member>, Failure> {
+    if srv.target.is_root() {
+        return Ok(None);
+    }
+    if srv.port == 0 {
+        return Err(Failure::Garbage(format!("{} has port 0", srv.target)));
+    }
+    Member::parse(&srv.target.to_ascii())
+        .map(Some)
+        .map_err(|error| Failure::Garbage(error.to_string()))
+}
+
+/// Addresses that came along with the SRV records, IPv4 first.
+fn glue(lookup: &Lookup) -> BTreeMap<Name, Vec<IpAddr>> {
+    let mut addresses = BTreeMap::<Name, Vec<IpAddr>>::new();
+    for record in lookup.additionals() {
+        if let Some(ip) = record.data.ip_addr() {
+            let name = record.name.to_lowercase();
+            addresses.entry(name).or_default().push(ip);
+        }
+    }
+    for list in addresses.values_mut() {
+        list.sort_unstable();
+        list.dedup();
+    }
+    addresses
+}
+
+async fn ask_addresses(dns: &TokioResolver, host: &str, port: u16) -> Result<Resolved, Failure> {
+    // AAAA only where there is no A: a host with both would stand in the ring twice.
+    let lookup = match question(dns.ipv4_lookup(host)).await {
+        Err(Failure::Empty) => question(dns.ipv6_lookup(host)).await?,
+        other => other?,
+    };
+    let mut resolved = Resolved {
+        ttl: ttl(&lookup),
+        ..Resolved::default()
+    };
+    for record in lookup.answers() {
+        if let Some(ip) = record.data.ip_addr() {
+            let address = SocketAddr::new(ip, port);
+            let member = Member::parse(&address.to_string())
+                .map_err(|error| Failure::Garbage(error.to_string()))?;
+            resolved.answer.insert(member, vec![address]);
+        }
+    }
+    match resolved.answer.len() {
+        0 => Err(Failure::Empty),
+        n if n > Table::MEMBERS_MAX => Err(Failure::TooMany(n)),
+        _ => Ok(resolved),
+    }
+}
+
+/// Looks up (member, host, port) and adds what it finds. A host that is not found fails only its
+/// member: the list of names is whole.
+async fn find_addresses(
+    dns: &TokioResolver,
+    targets: Vec<(Member, String, u16)>,
+    resolved: &mut Resolved,
+) {
+    let deadline = Instant::now() + TARGETS_TIMEOUT;
+    let mut targets = targets.into_iter();
+    // Dropped with this future, which ends what is still in flight.
+    let mut in_flight = JoinSet::new();
+    loop {
+        while in_flight.len() < TARGETS_IN_FLIGHT
+            && let Some((member, host, port)) = targets.next()
+        {
+            let dns = dns.clone();
+            in_flight.spawn(async move {
+                let lookup = timeout_at(deadline, dns.lookup_ip(host)).await;
+                (member, port, lookup)
+            });
+        }
+        let Some(done) = in_flight.join_next().await else {
+            return;
+        };
+        let Ok((member, port, Ok(Ok(lookup)))) = done else {
+            resolved.without_address += 1;
+            continue;
+        };
+        resolved.ttl = resolved.ttl.min(ttl(lookup.as_lookup())).or(resolved.ttl);
+        let mut ips: Vec<IpAddr> = lookup.iter().collect();
+        ips.sort_unstable();
+        resolved.without_address += usize::from(ips.is_empty());
+        let addresses = ips.into_iter().map(|ip| SocketAddr::new(ip, port));
+        resolved.answer.insert(member, addresses.collect());
+    }
+}
+
+fn ttl(lookup: &Lookup) -> Option<Duration> {
+    let records = lookup.answers().iter();
+    let seconds = records.map(|record| record.ttl).min()?;
+    Some(Duration::from_secs(seconds.into()))
+}
