@@ -4,7 +4,8 @@
 //! |-----------------------------------------------------|----------------|-----------------------|---------|
 //! | OK                                                  | acknowledged   | acknowledged          |         |
 //! | OK with rejected spans (a worker of another version)| part by part   | partial success       |         |
-//! | about the message: INVALID_ARGUMENT, OUT_OF_RANGE, RESOURCE_EXHAUSTED for good | part by part | client: invalid | |
+//! | about the message: INVALID_ARGUMENT, OUT_OF_RANGE,  | part by part   | client: never         |         |
+//! | RESOURCE_EXHAUSTED for good, a handler that panicked|                |                       |         |
 //! | back-pressure: log full, memory, a shard's queue    | client: later  | client: later         |         |
 //! | every other status                                  | stand-ins      | stand-ins             | opens   |
 //! | none: unreachable, lost, timed out                  | once more, then stand-ins | the same   | opens at the second |
@@ -81,18 +82,26 @@ impl Answer {
         else {
             return Self::Refused(text);
         };
-        if let Some(reason) = back_pressure(&message) {
-            return Self::BackPressure(Refusal {
+        match (reason_in(&message), code.as_str()) {
+            (
+                Some(
+                    reason @ (RefusalReason::LogFull
+                    | RefusalReason::MemoryPressure
+                    | RefusalReason::ShardBusy),
+                ),
+                _,
+            ) => Self::BackPressure(Refusal {
                 reason,
-                detail: message,
                 retry_after: retry_after.or(reason.retry_after()),
-            });
-        }
-        match code.as_str() {
-            // OUT_OF_RANGE is how tonic says "too long", whatever OTLP calls it. INTERNAL is a
-            // worker's handler that panicked on the message: it must not meet every worker in turn.
-            "INVALID_ARGUMENT" | "OUT_OF_RANGE" | "INTERNAL" => Self::Invalid(text),
-            "RESOURCE_EXHAUSTED" => match retry_after {
+                detail: message,
+            }),
+            // The worker waited for us.
+            (Some(RefusalReason::SlowClient), _) => Self::None(OpenCause::TimedOut, text),
+            // The message did it, and would do it to every worker in turn.
+            (Some(RefusalReason::Panicked), _) => Self::Invalid(text),
+            // OUT_OF_RANGE is how tonic says "too long", whatever OTLP calls it.
+            (_, "INVALID_ARGUMENT" | "OUT_OF_RANGE") => Self::Invalid(text),
+            (_, "RESOURCE_EXHAUSTED") => match retry_after {
                 None => Self::Invalid(text),
                 Some(_) => Self::BackPressure(Refusal {
                     reason: RefusalReason::MemoryPressure,
@@ -101,24 +110,140 @@ impl Answer {
                 }),
             },
             // The call was ended, nobody refused it.
-            "CANCELLED" | "DEADLINE_EXCEEDED" => Self::None(OpenCause::Unreachable, text),
+            (_, "CANCELLED" | "DEADLINE_EXCEEDED") => Self::None(OpenCause::Unreachable, text),
             _ => Self::Refused(text),
         }
     }
 }
 
-/// The reason with which a Tailring worker begins the text of a refusal, if it is one that a client
-/// should wait for.
-fn back_pressure(message: &str) -> Option<RefusalReason> {
-    [
-        RefusalReason::LogFull,
-        RefusalReason::MemoryPressure,
-        RefusalReason::ShardBusy,
-    ]
-    .into_iter()
-    .find(|reason| {
-        message
-            .strip_prefix(reason.label())
-            .is_some_and(|rest| rest.starts_with(':'))
-    })
+/// The reason with which a Tailring worker begins the text of a refusal: `log_full: ...`. Other
+/// receivers' texts have none.
+fn reason_in(message: &str) -> Option<RefusalReason> {
+    let (label, _) = message.split_once(':')?;
+    RefusalReason::ALL
+        .into_iter()
+        .find(|reason| reason.label() == label)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn refused(code: &str, message: &str, retry_after: Option<Duration>) -> Answer {
+        Answer::of(Err(ExportError::Refused {
+            code: code.into(),
+            message: message.into(),
+            retryable: retry_after.is_some(),
+            retry_after,
+        }))
+    }
+
+    #[test]
+    fn a_refusal_means_what_the_table_says() {
+        let later = Some(Duration::from_secs(7));
+        let rows = [
+            (
+                "UNAVAILABLE",
+                "log_full: at its bound",
+                later,
+                RpcOutcome::BackPressure,
+            ),
+            (
+                "UNAVAILABLE",
+                "shard_busy: queue",
+                None,
+                RpcOutcome::BackPressure,
+            ),
+            (
+                "UNAVAILABLE",
+                "memory_pressure: x",
+                later,
+                RpcOutcome::BackPressure,
+            ),
+            (
+                "RESOURCE_EXHAUSTED",
+                "slow down",
+                later,
+                RpcOutcome::BackPressure,
+            ),
+            (
+                "UNAVAILABLE",
+                "wrong_member: I am b",
+                later,
+                RpcOutcome::Refused,
+            ),
+            (
+                "UNAVAILABLE",
+                "log_failed: disk",
+                later,
+                RpcOutcome::Refused,
+            ),
+            (
+                "UNAVAILABLE",
+                "unready: draining",
+                later,
+                RpcOutcome::Refused,
+            ),
+            (
+                "UNAVAILABLE",
+                "somebody else's text",
+                None,
+                RpcOutcome::Refused,
+            ),
+            (
+                "UNIMPLEMENTED",
+                "no such service",
+                None,
+                RpcOutcome::Refused,
+            ),
+            (
+                "INTERNAL",
+                "HTTP 400 without a gRPC status",
+                None,
+                RpcOutcome::Refused,
+            ),
+            ("INTERNAL", "panicked: index", None, RpcOutcome::Invalid),
+            (
+                "INVALID_ARGUMENT",
+                "invalid_request: x",
+                None,
+                RpcOutcome::Invalid,
+            ),
+            (
+                "OUT_OF_RANGE",
+                "message length too large",
+                None,
+                RpcOutcome::Invalid,
+            ),
+            (
+                "RESOURCE_EXHAUSTED",
+                "too_large: x",
+                None,
+                RpcOutcome::Invalid,
+            ),
+            ("UNAVAILABLE", "slow_client: x", later, RpcOutcome::TimedOut),
+            ("CANCELLED", "", None, RpcOutcome::Unreachable),
+        ];
+        for (code, message, retry_after, expected) in rows {
+            let answer = refused(code, message, retry_after);
+            assert_eq!(answer.outcome(), expected, "{code} {message:?}");
+        }
+    }
+
+    #[test]
+    fn back_pressure_carries_the_workers_time_or_the_tables() {
+        let Answer::BackPressure(refusal) =
+            refused("UNAVAILABLE", "log_full: x", Some(Duration::from_secs(7)))
+        else {
+            panic!("not back-pressure");
+        };
+        assert_eq!(refusal.reason, RefusalReason::LogFull);
+        assert_eq!(refusal.retry_after, Some(Duration::from_secs(7)));
+        let Answer::BackPressure(refusal) = refused("UNAVAILABLE", "log_full: x", None) else {
+            panic!("not back-pressure");
+        };
+        assert_eq!(refusal.retry_after, RefusalReason::LogFull.retry_after());
+    }
 }

@@ -58,10 +58,7 @@ impl Router {
         let deadline = Instant::now() + self.patience(metadata.timeout);
         let paid = Arc::new(permit);
         let routes = self.lanes.routes();
-        let cut = self
-            .cutter
-            .cut(&message, &routes.view.table, &paid)
-            .await?;
+        let cut = self.cutter.cut(&message, &routes.view.table, &paid).await?;
         drop(message); // from here on its parts are what is held
 
         let rejected = u64::from(cut.rejections.total());

@@ -152,7 +152,10 @@ impl<'a> Journey<'a> {
                 Some(lane) if away.binary_search(owner).is_err() => {
                     self.send(routes, lane, None, part, tried.clone())?;
                 }
-                _ => self.send_to_stand_ins(routes, owner, part, &away, tried).await?,
+                _ => {
+                    self.send_to_stand_ins(routes, owner, part, &away, tried)
+                        .await?
+                }
             }
         }
         Ok(())
@@ -231,7 +234,7 @@ impl<'a> Journey<'a> {
                 request: self.reply.clone(),
                 index: self.sent.len(),
             },
-            paid: Arc::clone(&self.paid),
+            _paid: Arc::clone(&self.paid),
         };
         let mut piece = Piece {
             message: part.message,

@@ -17,7 +17,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue};
+use http::HeaderMap;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
@@ -25,14 +25,14 @@ use tracing::{info, warn};
 use crate::cluster::ViewHandle;
 use crate::model::Member;
 use crate::net::client::{ClientConfig, GrpcClient, Target};
-use crate::net::metadata;
+use crate::net::metadata::RequestMetadata;
+use crate::router::RouterConfig;
 use crate::router::answer::Answer;
 use crate::router::batch::Batch;
 use crate::router::circuit::Circuit;
 use crate::router::metrics::{LaneGauges, OpenCause, RouterMetrics, RpcOutcome};
-use crate::router::queue::{Outcome, QueuedPart, Queue, Route, RpcBounds, Ticket};
+use crate::router::queue::{Outcome, Queue, QueuedPart, Route, RpcBounds, Ticket};
 use crate::router::surrogates::{Away, Surrogates};
-use crate::router::RouterConfig;
 
 /// More parts save nothing (25 µs over 128 is noise), and if one of them is bad each is sent alone.
 const RPC_PARTS_MAX: usize = 128;
@@ -50,7 +50,6 @@ pub(crate) struct Surroundings {
 #[derive(Debug)]
 pub(crate) struct Lane {
     member: Member,
-    to: HeaderValue,
     client: GrpcClient,
     surroundings: Arc<Surroundings>,
     gauges: LaneGauges,
@@ -90,13 +89,6 @@ impl Lane {
         address: SocketAddr,
         surroundings: Arc<Surroundings>,
     ) -> Option<Arc<Self>> {
-        let to = match HeaderValue::from_str(member.as_str()) {
-            Ok(to) => to,
-            Err(error) => {
-                warn!(%member, %error, "this member's name cannot stand in metadata");
-                return None;
-            }
-        };
         let target = target(member, address)?;
         let config = &surroundings.config;
         let client = ClientConfig {
@@ -105,7 +97,6 @@ impl Lane {
         };
         let lane = Arc::new(Self {
             member: member.clone(),
-            to,
             client: GrpcClient::new(target, client),
             gauges: surroundings.metrics.lane(member),
             state: Mutex::new(State {
@@ -364,23 +355,16 @@ impl Lane {
     }
 
     fn metadata(&self, route: &Route) -> HeaderMap {
-        let mut metadata = HeaderMap::with_capacity(4);
-        metadata.insert(metadata::TO, self.to.clone());
-        metadata.insert(metadata::HOP, HeaderValue::from_static("0"));
-        let texts = [
-            (metadata::VIEW, Some(route.view.to_string())),
-            (
-                metadata::SURROGATE_FOR,
-                route.surrogate_for.as_ref().map(Member::to_string),
-            ),
-        ];
-        for (name, text) in texts {
-            // Hex digits and member names are legal in headers.
-            if let Some(value) = text.and_then(|text| HeaderValue::from_str(&text).ok()) {
-                metadata.insert(name, value);
-            }
+        let mut headers = HeaderMap::with_capacity(4);
+        RequestMetadata {
+            to: Some((self.member.clone(), None)),
+            hop: 0,
+            view: Some(route.view),
+            surrogate_for: route.surrogate_for.clone(),
+            timeout: None,
         }
-        metadata
+        .write_to(&mut headers);
+        headers
     }
 
     fn show_bytes(&self, state: &State) {

@@ -146,11 +146,11 @@ impl Known {
         Some(lane)
     }
 
-    fn lock(
-        &self,
-    ) -> std::sync::MutexGuard<'_, HashMap<Member, (SocketAddr, Arc<Lane>)>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Member, (SocketAddr, Arc<Lane>)>> {
         // Nothing panics while it is held, and the next view repairs what is missing.
-        self.by_member.lock().unwrap_or_else(PoisonError::into_inner)
+        self.by_member
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 

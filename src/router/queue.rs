@@ -54,7 +54,7 @@ pub(crate) struct QueuedPart {
     pub(crate) spans: u32,
     pub(crate) reply: Reply,
     /// Held as long as the bytes are, also in flight after the client went away.
-    pub(crate) paid: Arc<Permit>,
+    pub(crate) _paid: Arc<Permit>,
 }
 
 /// Names a part that waits, for the request that may take it back.
@@ -209,5 +209,112 @@ impl Queue {
         let bytes: u64 = parts.into_iter().map(QueuedPart::cost_bytes).sum();
         debug_assert!(bytes <= self.held_bytes, "released more than was taken");
         self.held_bytes = self.held_bytes.saturating_sub(bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::net::admission::Budget;
+
+    const BOUNDS: RpcBounds = RpcBounds {
+        bytes_max: 100,
+        spans_max: 10,
+        parts_max: 3,
+    };
+
+    fn part(bytes: usize, spans: u32) -> QueuedPart {
+        let (request, _) = mpsc::unbounded_channel();
+        QueuedPart {
+            message: vec![0; bytes].into(),
+            spans,
+            reply: Reply { request, index: 0 },
+            _paid: Arc::new(Budget::new(1).try_take(1).unwrap()),
+        }
+    }
+
+    fn route(surrogate_for: Option<&str>) -> Route {
+        Route {
+            view: Fingerprint(1),
+            surrogate_for: surrogate_for.map(|name| Member::parse(name).unwrap()),
+        }
+    }
+
+    fn lengths(taken: Option<(Route, Vec<QueuedPart>)>) -> Vec<usize> {
+        let parts = taken.map(|(_, parts)| parts).unwrap_or_default();
+        parts.iter().map(|part| part.message.len()).collect()
+    }
+
+    #[test]
+    fn an_rpc_takes_what_fits_in_bytes_spans_and_parts_and_never_nothing() {
+        let rows: [(&[(usize, u32)], &[usize]); 5] = [
+            (&[(60, 1), (40, 1), (1, 1)], &[60, 40]),
+            (&[(1, 5), (2, 5), (3, 1)], &[1, 2]),
+            (&[(1, 1), (2, 1), (3, 1), (4, 1)], &[1, 2, 3]),
+            (&[(500, 50), (1, 1)], &[500]),
+            (&[(1, 1), (500, 1)], &[1]),
+        ];
+        for (pushed, expected) in rows {
+            let mut queue = Queue::new(1 << 20);
+            for (bytes, spans) in pushed {
+                queue.push(&route(None), part(*bytes, *spans)).unwrap();
+            }
+            assert_eq!(lengths(queue.take(BOUNDS)), expected, "{pushed:?}");
+        }
+    }
+
+    #[test]
+    fn parts_for_different_owners_never_share_an_rpc_and_the_oldest_goes_first() {
+        let mut queue = Queue::new(1 << 20);
+        let (own, other) = (route(None), route(Some("b")));
+        for (route, bytes) in [(&other, 1), (&own, 2), (&other, 3), (&own, 4)] {
+            queue.push(route, part(bytes, 1)).unwrap();
+        }
+        let (first, parts) = queue.take(BOUNDS).unwrap();
+        assert_eq!(
+            (first, lengths(Some((own.clone(), parts)))),
+            (other, vec![1, 3])
+        );
+        let (second, parts) = queue.take(BOUNDS).unwrap();
+        assert_eq!(
+            (second, lengths(Some((own.clone(), parts)))),
+            (own, vec![2, 4])
+        );
+        assert!(queue.take(BOUNDS).is_none());
+    }
+
+    #[test]
+    fn bytes_count_until_they_are_released_and_a_large_part_passes_only_alone() {
+        let mut queue = Queue::new(1000);
+        queue.push(&route(None), part(5000, 1)).unwrap();
+        assert!(queue.push(&route(None), part(1, 1)).is_err());
+        let (_, taken) = queue.take(BOUNDS).unwrap();
+        assert!(
+            queue.push(&route(None), part(1, 1)).is_err(),
+            "in flight still counts"
+        );
+        queue.release(&taken);
+        assert_eq!(queue.held_bytes(), 0);
+        queue.push(&route(None), part(1, 1)).unwrap();
+        queue.push(&route(None), part(1, 1)).unwrap();
+        assert_eq!(queue.held_bytes(), 2 * (1 + PART_OVERHEAD_BYTES));
+        assert_eq!(queue.drain().len(), 2);
+        assert_eq!(queue.held_bytes(), 0);
+    }
+
+    #[test]
+    fn a_cancelled_part_gives_its_bytes_back_once_and_a_taken_one_does_not() {
+        let mut queue = Queue::new(1 << 20);
+        let first = queue.push(&route(None), part(1, 1)).unwrap();
+        let second = queue.push(&route(None), part(2, 1)).unwrap();
+        let third = queue.push(&route(None), part(3, 1)).unwrap();
+        assert!(queue.cancel(&second));
+        assert!(!queue.cancel(&second));
+        let (_, taken) = queue.take(BOUNDS).unwrap();
+        assert_eq!(lengths(Some((route(None), taken))), [1, 3]);
+        assert!(!queue.cancel(&first) && !queue.cancel(&third));
+        assert_eq!(queue.held_bytes(), 4 + 2 * PART_OVERHEAD_BYTES);
     }
 }

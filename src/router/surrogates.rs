@@ -45,25 +45,27 @@ impl Away {
     }
 
     pub(crate) fn add(&self, member: &Member) {
-        self.members.rcu(|members| match members.binary_search(member) {
-            Ok(_) => Arc::clone(members),
-            Err(place) => {
-                let mut members = members.to_vec();
-                members.insert(place, member.clone());
-                Arc::new(members)
-            }
-        });
+        self.members
+            .rcu(|members| match members.binary_search(member) {
+                Ok(_) => Arc::clone(members),
+                Err(place) => {
+                    let mut members = members.to_vec();
+                    members.insert(place, member.clone());
+                    Arc::new(members)
+                }
+            });
     }
 
     pub(crate) fn remove(&self, member: &Member) {
-        self.members.rcu(|members| match members.binary_search(member) {
-            Err(_) => Arc::clone(members),
-            Ok(place) => {
-                let mut members = members.to_vec();
-                members.remove(place);
-                Arc::new(members)
-            }
-        });
+        self.members
+            .rcu(|members| match members.binary_search(member) {
+                Err(_) => Arc::clone(members),
+                Ok(place) => {
+                    let mut members = members.to_vec();
+                    members.remove(place);
+                    Arc::new(members)
+                }
+            });
     }
 }
 
