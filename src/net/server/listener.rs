@@ -1,0 +1,356 @@
+//! Connections: accepted up to a bound, aged, and brought to an end.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::HeaderName;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use rand::Rng as _;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+
+use super::body::Limits;
+use super::health::{HealthHandle, HealthService};
+use super::metrics::{ListenerMetrics, Outcome, ServerMetrics};
+use super::reply::{self, ReplyBody};
+use super::{BindError, Ingest, Protocol, ServerConfig, grpc, http as otlp_http};
+use crate::net::admission::Budget;
+use crate::net::metadata::{VIEW, view_value};
+use crate::net::status::{Refusal, RefusalReason};
+
+/// DATA frames of 1 MiB: the sender honours it, and against 16 KiB it halves what receiving a
+/// 213 KB message costs (0.20 to 0.10 CPU seconds a million spans). The windows matter once there
+/// is a round-trip time: 4 MiB is 64 MB/s a stream at 60 ms.
+const FRAME_BYTES_MAX: u32 = 1 << 20;
+const STREAM_WINDOW_BYTES: u32 = 4 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+const HEADER_LIST_BYTES_MAX: u32 = 16 << 10;
+/// hyper's read buffer of an HTTP/1 connection; also bounds its headers.
+const HTTP1_BUFFER_BYTES_MAX: usize = 256 << 10;
+/// Answers are a few bytes; this bounds what a client that never reads can make us keep.
+const SEND_BUFFER_BYTES_MAX: usize = 64 << 10;
+const LISTEN_BACKLOG: u32 = 1024;
+/// After GOAWAY a connection may finish what it has; what takes longer never ends.
+const AGED_GRACE: Duration = Duration::from_secs(120);
+/// Out of file descriptors the accept call fails at once, again and again.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What every connection of a listener needs.
+pub(super) struct Shared<I> {
+    pub(super) ingest: Arc<I>,
+    pub(super) limits: Limits,
+    pub(super) budget: Arc<Budget>,
+    pub(super) metrics: ListenerMetrics,
+    pub(super) health: HealthService,
+    config: ServerConfig,
+    builder: auto::Builder<TokioExecutor>,
+}
+
+/// A listener that clients can connect to already.
+pub struct BoundServer<I> {
+    listener: TcpListener,
+    local_addr: SocketAddr,
+    health: HealthHandle,
+    shared: Arc<Shared<I>>,
+}
+
+/// How a server ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stopped {
+    /// Connections that were cut because their requests did not end within the drain deadline.
+    pub aborted_connections: usize,
+}
+
+impl<I: Ingest> BoundServer<I> {
+    pub(super) async fn open(
+        config: ServerConfig,
+        ingest: Arc<I>,
+        metrics: &ServerMetrics,
+        budget: Arc<Budget>,
+    ) -> Result<Self, BindError> {
+        let listener = listen(config.listen)
+            .map_err(|error| bind_error(config.protocol, config.listen, error))?;
+        let local_addr = listener
+            .local_addr()
+            .map_err(|error| bind_error(config.protocol, config.listen, error))?;
+        let (health, service) = HealthService::new().await;
+        let shared = Shared {
+            ingest,
+            limits: Limits {
+                request_bytes_max: config.request_bytes_max,
+                idle_max: config.body_idle_max,
+                total_max: config.body_total_max,
+            },
+            budget,
+            metrics: metrics.of(config.protocol),
+            health: service,
+            builder: builder(&config),
+            config,
+        };
+        Ok(Self {
+            listener,
+            local_addr,
+            health,
+            shared: Arc::new(shared),
+        })
+    }
+
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// For gRPC listeners; over HTTP nobody asks.
+    pub fn health(&self) -> HealthHandle {
+        self.health.clone()
+    }
+
+    /// Serves until `shutdown`; then closes the listener, tells every connection to go away, and
+    /// waits for requests in flight, at most [`ServerConfig::drain_deadline`].
+    pub async fn serve(self, shutdown: impl Future<Output = ()>) -> Stopped {
+        let (stop, stopping) = watch::channel(false);
+        let mut connections = JoinSet::new();
+        let mut shutdown = pin!(shutdown);
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut shutdown => break,
+                Some(ended) = connections.join_next(), if !connections.is_empty() => note(ended),
+                accepted = self.listener.accept() => match accepted {
+                    Ok((stream, _)) if connections.len() >= self.shared.config.connections_max => {
+                        drop(stream);
+                        self.shared.metrics.turned_away.inc();
+                    }
+                    Ok((stream, _)) => {
+                        let shared = Arc::clone(&self.shared);
+                        connections.spawn(connection(shared, stream, stopping.clone()));
+                    }
+                    Err(error) => {
+                        self.shared.metrics.accept_errors.inc();
+                        tracing::debug!(%error, "no connection could be accepted");
+                        sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+            }
+        }
+        drop(self.listener);
+        stop.send_replace(true);
+        let deadline = Instant::now() + self.shared.config.drain_deadline;
+        while let Ok(Some(ended)) = timeout_at(deadline, connections.join_next()).await {
+            note(ended);
+        }
+        let aborted_connections = connections.len();
+        connections.shutdown().await;
+        Stopped {
+            aborted_connections,
+        }
+    }
+}
+
+impl<I> fmt::Debug for BoundServer<I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BoundServer")
+            .field("protocol", &self.shared.config.protocol)
+            .field("local_addr", &self.local_addr)
+            .finish_non_exhaustive()
+    }
+}
+
+fn note(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!(%error, "a connection's task failed");
+    }
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    // Without it a restart waits for the old connections' TIME_WAIT.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(LISTEN_BACKLOG)
+}
+
+fn bind_error(protocol: Protocol, listen: SocketAddr, source: io::Error) -> BindError {
+    let flag = protocol.flag();
+    match source.kind() {
+        io::ErrorKind::AddrInUse => BindError::InUse { flag, listen },
+        io::ErrorKind::PermissionDenied => BindError::Denied { flag, listen },
+        io::ErrorKind::AddrNotAvailable => BindError::NotHere { flag, listen },
+        _ => BindError::Other {
+            flag,
+            listen,
+            source,
+        },
+    }
+}
+
+/// Both protocols take HTTP/1 and HTTP/2: on the gRPC port HTTP/1 gets a text that says so.
+fn builder(config: &ServerConfig) -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(config.header_read_max)
+        .max_buf_size(HTTP1_BUFFER_BYTES_MAX);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_frame_size(FRAME_BYTES_MAX)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_concurrent_streams(config.streams_max)
+        .max_header_list_size(HEADER_LIST_BYTES_MAX)
+        .max_send_buf_size(SEND_BUFFER_BYTES_MAX)
+        .keep_alive_interval(config.keep_alive_interval)
+        .keep_alive_timeout(config.keep_alive_timeout);
+    builder
+}
+
+async fn connection<I: Ingest>(
+    shared: Arc<Shared<I>>,
+    stream: TcpStream,
+    mut stopping: watch::Receiver<bool>,
+) {
+    let metrics = &shared.metrics;
+    metrics.opened.inc();
+    metrics.open.inc();
+    let _open = OnDrop(|| {
+        metrics.open.dec();
+    });
+    // hyper's timers start with the first byte; a client that only connects is not to stay.
+    let first_byte = timeout(shared.config.header_read_max, stream.readable());
+    tokio::select! {
+        came = first_byte => if !matches!(came, Ok(Ok(()))) { return },
+        _ = stopping.wait_for(|stop| *stop) => return,
+    }
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "TCP_NODELAY");
+    }
+
+    let (close, closing) = watch::channel(false);
+    let service = service_fn(|request| {
+        let (shared, closing) = (Arc::clone(&shared), closing.clone());
+        async move { Ok::<_, Infallible>(respond(&shared, request, closing).await) }
+    });
+    let io = TokioIo::new(stream);
+    let mut connection = pin!(shared.builder.serve_connection(io, service));
+    let age = shared
+        .config
+        .connection_age
+        .mul_f64(rand::rng().random_range(0.9..=1.1));
+    let mut timer = pin!(sleep_until(Instant::now() + age));
+    let mut is_closing = false;
+    loop {
+        tokio::select! {
+            ended = connection.as_mut() => {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "connection ended");
+                }
+                return;
+            }
+            _ = stopping.wait_for(|stop| *stop), if !is_closing => {}
+            () = timer.as_mut() => {
+                if is_closing {
+                    return;
+                }
+                metrics.aged.inc();
+            }
+        }
+        is_closing = true;
+        close.send_replace(true);
+        connection.as_mut().graceful_shutdown();
+        timer.as_mut().reset(Instant::now() + AGED_GRACE);
+    }
+}
+
+/// One request, from its headers to its answer. Whatever happens, it is counted once.
+async fn respond<I: Ingest>(
+    shared: &Shared<I>,
+    request: Request<Incoming>,
+    closing: watch::Receiver<bool>,
+) -> Response<ReplyBody> {
+    let started = Instant::now();
+    let mut unanswered = Unanswered {
+        metrics: Some(&shared.metrics),
+    };
+    let handled = caught(async {
+        match shared.config.protocol {
+            Protocol::Grpc => grpc::handle(shared, request, closing).await,
+            Protocol::Http => otlp_http::handle(shared, request).await,
+        }
+    });
+    let reply = handled.await.unwrap_or_else(|| {
+        let refusal = Refusal::new(
+            RefusalReason::Panicked,
+            "the server failed on this request; its log has the place",
+        );
+        match shared.config.protocol {
+            Protocol::Grpc => reply::grpc_refused(&refusal),
+            Protocol::Http => reply::http_refused(&refusal),
+        }
+    });
+    unanswered.metrics = None;
+    if let Some(outcome) = reply.outcome {
+        shared.metrics.count(outcome);
+        shared
+            .metrics
+            .seconds
+            .observe(started.elapsed().as_secs_f64());
+    }
+    let mut response = reply.response;
+    response.headers_mut().insert(
+        HeaderName::from_static(VIEW),
+        view_value(shared.ingest.fingerprint()),
+    );
+    response
+}
+
+/// Counts a request whose client went away: hyper then drops the handler in the middle.
+struct Unanswered<'a> {
+    metrics: Option<&'a ListenerMetrics>,
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        if let Some(metrics) = self.metrics {
+            metrics.count(Outcome::Disconnected);
+        }
+    }
+}
+
+struct OnDrop<F: FnMut()>(F);
+
+impl<F: FnMut()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
+/// `None` if the future panicked; it is not polled again. The panic hook has logged where.
+async fn caught<T>(future: impl Future<Output = T>) -> Option<T> {
+    let mut future = pin!(future);
+    poll_fn(|cx| {
+        let polled = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx)));
+        match polled {
+            Ok(polled) => polled.map(Some),
+            Err(_) => std::task::Poll::Ready(None),
+        }
+    })
+    .await
+}
