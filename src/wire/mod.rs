@@ -18,12 +18,18 @@
 //! This folder knows nothing of sockets, files, owners or policies.
 
 mod assemble;
+mod check;
 mod field;
 mod fragment;
+mod reject;
 mod scan;
+mod section;
+mod span;
 mod split;
 
-pub use assemble::{BatchBuilder, span_id_of, spans_in};
+pub use assemble::BatchBuilder;
 pub use fragment::{Fragment, FragmentView, Fragments, HeaderView, ScopeView};
-pub use scan::{RejectReason, Rejection, Rejections, Scan, ScanError, ScanLimits, SpanEntry};
+pub use reject::{RejectReason, Rejection, Rejections};
+pub use scan::{Scan, ScanError, ScanLimits, SpanEntry};
+pub use section::{span_id_of, spans_in};
 pub use split::{Part, split};
