@@ -43,7 +43,7 @@ pub struct ReadyCheck {
 pub struct Admin {
     pub registry: Registry,
     pub live: Vec<LiveCheck>,
-    pub ready: Vec<ReadyCheck>,
+    pub ready: Arc<[ReadyCheck]>,
     pub view: ViewHandle,
 }
 
@@ -69,8 +69,14 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 const PATHS: [(&str, &str); 4] = [
     ("/metrics", "all counters, as OpenMetrics text"),
     ("/livez", "200 while the event loops go round"),
-    ("/readyz", "200 when this process may get traffic, else 503 and why not"),
-    ("/ring", "the members this process believes in, and the ring's fingerprint"),
+    (
+        "/readyz",
+        "200 when this process may get traffic, else 503 and why not",
+    ),
+    (
+        "/ring",
+        "the members this process believes in, and the ring's fingerprint",
+    ),
 ];
 
 #[derive(Serialize)]

@@ -28,7 +28,7 @@ pub enum Command {
 
 /// Reads the command line; help, versions and mistakes are answered here.
 pub fn parse<A: clap::Parser>() -> Result<A, ExitCode> {
-    let matches = hide_values(A::command()).try_get_matches();
+    let matches = prepared(A::command()).try_get_matches();
     let args = matches.and_then(|mut matches| A::from_arg_matches_mut(&mut matches));
     args.map_err(|error| {
         // A closed stdout or stderr leaves nobody to tell.
@@ -42,9 +42,9 @@ pub fn parse<A: clap::Parser>() -> Result<A, ExitCode> {
 }
 
 /// Help is shown to others and pasted into issues: it names the environment's variables and not
-/// what they hold.
-fn hide_values(command: clap::Command) -> clap::Command {
+/// what they hold. And `-1` is a wrong count, not an unknown flag.
+fn prepared(command: clap::Command) -> clap::Command {
     command
-        .mut_args(|arg| arg.hide_env_values(true))
-        .mut_subcommands(hide_values)
+        .mut_args(|arg| arg.hide_env_values(true).allow_negative_numbers(true))
+        .mut_subcommands(prepared)
 }

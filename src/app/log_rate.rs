@@ -110,6 +110,7 @@ impl<S: Subscriber> Filter<S> for RateFilter {
 mod tests {
     use super::*;
     use std::io::Write;
+    use tracing::Callsite;
     use tracing_subscriber::Layer;
     use tracing_subscriber::filter::FilterExt;
     use tracing_subscriber::layer::SubscriberExt;
@@ -173,12 +174,16 @@ mod tests {
     fn a_new_window_admits_again_and_keeps_what_was_not_yet_told() {
         let rate = LogRate::default();
         let place = {
-            tracing::callsite!(name: "test", kind: tracing::metadata::Kind::EVENT, fields: ).metadata()
+            tracing::callsite!(name: "test", kind: tracing::metadata::Kind::EVENT, fields: )
+                .metadata()
         };
         let start = Moment::from_unix_millis(1_000);
         let admitted = |at: Moment| (0..25).filter(|_| rate.admit(place, at)).count();
         assert_eq!(admitted(start), 10);
-        assert!(rate.take_suppressed_at(start).is_empty(), "the window is open");
+        assert!(
+            rate.take_suppressed_at(start).is_empty(),
+            "the window is open"
+        );
         assert_eq!(admitted(start + WINDOW), 10);
         let taken = rate.take_suppressed_at(start + WINDOW + WINDOW);
         assert_eq!(taken[0].lines, 30);

@@ -19,7 +19,10 @@ pub fn spawn() -> io::Result<(watch::Receiver<bool>, JoinHandle<()>)> {
 
 async fn follow(mut terminate: Signal, mut interrupt: Signal, stop: watch::Sender<bool>) {
     let first = next(&mut terminate, &mut interrupt).await;
-    info!(signal = first.name, "stopping; a second signal ends the process at once");
+    info!(
+        signal = first.name,
+        "stopping; a second signal ends the process at once"
+    );
     stop.send_replace(true);
     let second = next(&mut terminate, &mut interrupt).await;
     warn!(signal = second.name, "ending at once");

@@ -120,7 +120,12 @@ mod tests {
 
     #[test]
     fn a_misspelt_level_is_refused() {
-        for (text, wrong) in [("warning", "warning"), ("info,a=loud", "loud"), ("", ""), ("3", "3")] {
+        for (text, wrong) in [
+            ("warning", "warning"),
+            ("info,a=loud", "loud"),
+            ("", ""),
+            ("3", "3"),
+        ] {
             assert_eq!(
                 text.parse::<LogFilter>(),
                 Err(LogFilterError::Level(wrong.into()))

@@ -41,12 +41,14 @@ fn view() -> ViewHandle {
 async fn serve(live: Vec<LiveCheck>, ready: Vec<ReadyCheck>) -> (SocketAddr, JoinHandle<()>) {
     let mut registry = Registry::default();
     process_metrics::register(&mut registry, "tailring-test");
-    let listener = AdminListener::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+    let listener = AdminListener::bind(([127, 0, 0, 1], 0).into())
+        .await
+        .unwrap();
     let address = listener.local_addr().unwrap();
     let task = listener.serve(Admin {
         registry,
         live,
-        ready,
+        ready: ready.into(),
         view: view(),
     });
     (address, task)
@@ -58,14 +60,15 @@ async fn metrics_are_open_metrics_with_build_and_process() {
     let answer = ask(address, "GET /metrics").await;
     assert_eq!(answer.status, 200);
     assert!(
-        answer.head.contains("content-type: application/openmetrics-text; version=1.0.0; charset=utf-8"),
+        answer
+            .head
+            .contains("content-type: application/openmetrics-text; version=1.0.0; charset=utf-8"),
         "{}",
         answer.head
     );
     let version = env!("CARGO_PKG_VERSION");
-    let build = format!(
-        "tailring_build_info{{version=\"{version}\",binary=\"tailring-test\"}} 1\n"
-    );
+    let build =
+        format!("tailring_build_info{{version=\"{version}\",binary=\"tailring-test\"}} 1\n");
     assert!(answer.body.contains(&build), "{}", answer.body);
     let resident = answer
         .body
@@ -73,7 +76,11 @@ async fn metrics_are_open_metrics_with_build_and_process() {
         .find_map(|line| line.strip_prefix("process_resident_memory_bytes "))
         .unwrap();
     assert!(resident.parse::<u64>().unwrap() > 1 << 20, "{resident}");
-    assert!(answer.body.contains("\nprocess_cpu_seconds_total "), "{}", answer.body);
+    assert!(
+        answer.body.contains("\nprocess_cpu_seconds_total "),
+        "{}",
+        answer.body
+    );
     assert!(answer.body.ends_with("# EOF\n"));
     task.abort();
 }
@@ -175,7 +182,9 @@ async fn anything_else_is_told_what_there_is() {
 
 #[tokio::test]
 async fn a_taken_address_is_found_at_binding() {
-    let first = AdminListener::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+    let first = AdminListener::bind(([127, 0, 0, 1], 0).into())
+        .await
+        .unwrap();
     let second = AdminListener::bind(first.local_addr().unwrap()).await;
     assert_eq!(second.unwrap_err().kind(), std::io::ErrorKind::AddrInUse);
 }

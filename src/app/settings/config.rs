@@ -433,7 +433,9 @@ impl<S: Surroundings> Reader<'_, S> {
                 Some(_) => self.note(FLAG, value, problem),
                 None => self.note(
                     FLAG,
-                    Some(&format!("{size}, {VOLUME_PERCENT} % of the volume of --data-dir")),
+                    Some(&format!(
+                        "{size}, {VOLUME_PERCENT} % of the volume of --data-dir"
+                    )),
                     problem,
                 ),
             }

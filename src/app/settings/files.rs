@@ -72,10 +72,7 @@ pub(super) fn read_headers(machine: &impl Surroundings, path: &str) -> Result<He
     }
 }
 
-pub(super) fn read_policies(
-    machine: &impl Surroundings,
-    path: &str,
-) -> Result<PolicyFile, String> {
+pub(super) fn read_policies(machine: &impl Surroundings, path: &str) -> Result<PolicyFile, String> {
     let content = read(machine, path, POLICY_FILE_BYTES_MAX)?;
     let text = std::str::from_utf8(&content)
         .map_err(|error| format!("is not UTF-8 at byte {}", error.valid_up_to()))?;

@@ -19,6 +19,8 @@ pub enum ListenAddress {
 pub enum ListenAddressError {
     #[error("has no port; write {0}:PORT")]
     NoPort(String),
+    #[error("has no host; write 127.0.0.1:{0}, or :{0} for all interfaces")]
+    NoHost(u16),
     #[error("has the port {0:?}; a port is a number from 0 to 65535")]
     BadPort(String),
     #[error(
@@ -46,9 +48,7 @@ impl ListenAddress {
         }
         match (self, other) {
             (Self::At(left), Self::At(right)) => {
-                left.ip() == right.ip()
-                    || left.ip().is_unspecified()
-                    || right.ip().is_unspecified()
+                left.ip() == right.ip() || left.ip().is_unspecified() || right.ip().is_unspecified()
             }
             _ => true,
         }
@@ -82,7 +82,10 @@ impl FromStr for ListenAddress {
             .rsplit_once(':')
             .filter(|_| text.parse::<IpAddr>().is_err())
         else {
-            return Err(ListenAddressError::NoPort(text.to_owned()));
+            return Err(match text.parse() {
+                Ok(port) => ListenAddressError::NoHost(port),
+                Err(_) => ListenAddressError::NoPort(text.to_owned()),
+            });
         };
         let port: u16 = port
             .parse()
@@ -128,7 +131,7 @@ mod tests {
     fn everything_else_is_refused_with_what_to_write() {
         use ListenAddressError as E;
         for (text, error) in [
-            ("4317", E::NoPort("4317".into())),
+            ("4317", E::NoHost(4317)),
             ("127.0.0.1", E::NoPort("127.0.0.1".into())),
             ("::1", E::NoPort("::1".into())),
             (":http", E::BadPort("http".into())),

@@ -14,7 +14,9 @@ mod wrong;
 
 pub use args::{RouterArgs, SharedArgs, WorkerArgs};
 pub use byte_size::{ByteSize, ByteSizeError};
-pub use config::{Ack, LOG_SEGMENT_BYTES, MemoryLimit, MemoryOrigin, RouterConfig, SharedConfig, WorkerConfig};
+pub use config::{
+    Ack, LOG_SEGMENT_BYTES, MemoryLimit, MemoryOrigin, RouterConfig, SharedConfig, WorkerConfig,
+};
 pub use listen::{ListenAddress, ListenAddressError};
 pub use surroundings::{Machine, Surroundings};
 pub use wrong::{WrongSetting, WrongSettings};

@@ -43,10 +43,18 @@ impl std::error::Error for WrongSettings {}
 impl fmt::Display for WrongSetting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({})", self.flag, twin_of(self.flag))?;
-        if let Some(value) = &self.value {
-            write!(f, " = {}", without_credentials(value))?;
+        let mut problem = self.problem.replace('\n', "\n    ");
+        match self.value.as_deref() {
+            None => {}
+            Some("") => write!(f, " = (empty)")?,
+            Some(value) => {
+                let shown = without_credentials(value);
+                // An error that quotes the whole value quotes what is in it.
+                problem = problem.replace(value, &shown);
+                write!(f, " = {shown}")?;
+            }
         }
-        write!(f, ": {}", self.problem.replace('\n', "\n    "))?;
+        write!(f, ": {problem}")?;
         if !self.instead.is_empty() {
             write!(f, "\n    {}", self.instead)?;
         }
