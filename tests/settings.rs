@@ -1,5 +1,11 @@
 //! Settings from the outside: real binaries, their reports, their exit codes.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "tests; clippy sees only functions marked so"
+)]
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -79,7 +85,7 @@ tailring-worker: 21 settings are wrong; nothing was started
   --drop-retain (TAILRING_DROP_RETAIN) = 120: has no unit; write 120s for seconds or 120ms for milliseconds
   --decision-memory-max-bytes (TAILRING_DECISION_MEMORY_MAX_BYTES) = 0: is outside what works; write a size from 1MiB to 1TiB
   --export (TAILRING_EXPORT): is missing
-      write where kept traces go, for example https://otlp.example.com:4317, or stdout to look at them
+      write where kept traces go, for example grpcs://otlp.example.com:443, or stdout to look at them
   --export-header-file (TAILRING_EXPORT_HEADER_FILE) = {headers}: line 3 has no colon; write name: value
       the value in line 4 has control characters, which no header can carry
   --ack (TAILRING_ACK) = sometimes: is neither written (survives this process) nor synced (survives the host)
@@ -425,6 +431,28 @@ fn a_router_starts_answers_its_operator_and_ends_cleanly_on_sigterm() {
     signal(&router.0, rustix::process::Signal::TERM);
     find_line(&mut lines, |line| line["message"] == "stopped");
     assert_eq!(router.0.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_second_signal_ends_a_router_that_still_drains() {
+    let mut router = start_router(&[]);
+    let mut lines = BufReader::new(router.0.stderr.take().unwrap());
+    let listening = find_line(&mut lines, |line| line["protocol"] == "http");
+    let mut client = TcpStream::connect(listening["address"].as_str().unwrap()).unwrap();
+    write!(
+        client,
+        "POST /v1/traces HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-protobuf\r\n\
+         content-length: 100\r\nexpect: 100-continue\r\n\r\n"
+    )
+    .unwrap();
+    // The server waits for this body now: a request in flight, which a drain waits for.
+    let mut answer = [0; 25];
+    client.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 100 Continue\r\n\r\n");
+    signal(&router.0, rustix::process::Signal::TERM);
+    find_line(&mut lines, |line| line["signal"] == "SIGTERM");
+    signal(&router.0, rustix::process::Signal::INT);
+    assert_eq!(router.0.wait().unwrap().code(), Some(130));
 }
 
 #[test]

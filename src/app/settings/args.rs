@@ -105,7 +105,7 @@ Examples:
     tailring-worker --name a --workers static://a=127.0.0.1:4317 --data-dir ./data --export stdout
   On Kubernetes, in a StatefulSet with the Service \"workers\":
     tailring-worker --workers srv://_otlp-grpc._tcp.workers.obs.svc.cluster.local \\
-                    --policies /etc/tailring/policies.yaml --export https://otlp.example.com:4317 \\
+                    --policies /etc/tailring/policies.yaml --export grpcs://otlp.example.com:443 \\
                     --export-header-file /etc/tailring/secret/headers \\
                     --listen-grpc :4317 --listen-http :4318 --listen-admin :9464
 
@@ -147,9 +147,15 @@ pub struct WorkerArgs {
     #[arg(long, env = "TAILRING_DECISION_MEMORY_MAX_BYTES", value_name = "SIZE")]
     pub decision_memory_max_bytes: Option<String>,
 
-    /// Where kept traces go: an OTLP endpoint, file:PATH or stdout
+    /// Where kept traces go: an OTLP backend, file:PATH or stdout
     ///
-    /// https://otlp.example.com:4317 is OTLP over gRPC.
+    /// grpcs://otlp.example.com:443 and grpc://collector.obs.svc:4317   OTLP over gRPC, with TLS and
+    /// without.
+    ///
+    /// https://otlp.example.com and http://collector.obs.svc:4318   OTLP over HTTP; without a path it
+    /// is /v1/traces.
+    ///
+    /// file:/path/traces.jsonl and stdout   OTLP/JSON, a message a line.
     #[arg(long, env = "TAILRING_EXPORT", value_name = "URL")]
     pub export: Option<String>,
 

@@ -9,6 +9,7 @@ mod byte_size;
 mod config;
 mod files;
 mod listen;
+mod reader;
 mod surroundings;
 mod wrong;
 
