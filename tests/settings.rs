@@ -473,9 +473,13 @@ fn an_address_in_use_is_named_with_its_flag() {
             .unwrap();
         let log = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(1), "{log}");
-        let last: serde_json::Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
-        assert_eq!(last["level"], "ERROR");
-        let message = last["message"].as_str().unwrap();
+        // Not always the last line: discovery runs beside.
+        let failure = log
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+            .find(|line| line["level"] == "ERROR")
+            .unwrap_or_else(|| panic!("no error in\n{log}"));
+        let message = failure["message"].as_str().unwrap();
         assert!(
             message.contains(flag) && message.contains(&address),
             "{message}"
