@@ -1,5 +1,11 @@
 //! The policy file from the outside: what is read, what is refused, and how the report reads.
 
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests; clippy sees only functions marked so"
+)]
+
 use std::time::Duration;
 
 use tailring::model::Threshold;

@@ -1,7 +1,132 @@
-//! (being built)
+//! Where everything is put together: settings, logs, the admin pages, signals, and the two tiers.
+//!
+//! A process goes one way: arguments as written → settings as meant (all mistakes at once, exit
+//! 64) → logs → signals → the tier → drained → exit 0. Nothing below this folder reads a setting,
+//! an environment variable or a signal.
 
+pub mod admin;
+pub mod cli;
 pub mod interrupt;
 pub mod ledger;
 pub mod load;
+pub mod log_rate;
+mod otlp;
+pub mod process_metrics;
+mod router;
+pub mod settings;
+pub mod signals;
 pub mod sink;
+pub mod telemetry;
+mod tier;
 pub mod verify;
+mod worker;
+
+use std::future::Future;
+use std::process::ExitCode;
+
+use tokio::sync::watch;
+use tracing::{error, info};
+
+use crate::app::cli::{Command, EXIT_USAGE, ToolArgs};
+use crate::app::settings::{
+    Machine, RouterArgs, RouterConfig, WorkerArgs, WorkerConfig, WrongSettings,
+};
+use crate::app::telemetry::LogFilter;
+
+/// `tailring-router`.
+pub fn router_main(args: &RouterArgs) -> ExitCode {
+    with_settings(
+        "tailring-router",
+        RouterConfig::of(args, &Machine),
+        |config| {
+            let log = config.shared.log.clone();
+            run(&log, |stopping| router::run(config, stopping))
+        },
+    )
+}
+
+/// `tailring-worker`.
+pub fn worker_main(args: &WorkerArgs) -> ExitCode {
+    with_settings(
+        "tailring-worker",
+        WorkerConfig::of(args, &Machine),
+        |config| {
+            let log = config.shared.log.clone();
+            run(&log, |stopping| worker::run(config, stopping))
+        },
+    )
+}
+
+/// `tailring`.
+pub fn tool_main(args: ToolArgs) -> ExitCode {
+    match args.command {
+        Command::Router(args) => router_main(&args),
+        Command::Worker(args) => worker_main(&args),
+    }
+}
+
+fn with_settings<C>(
+    binary: &str,
+    settings: Result<C, WrongSettings>,
+    run: impl FnOnce(C) -> ExitCode,
+) -> ExitCode {
+    match settings {
+        Ok(config) => run(config),
+        Err(wrong) => {
+            complain(&format!("{binary}: {wrong}"));
+            ExitCode::from(EXIT_USAGE)
+        }
+    }
+}
+
+/// Logs, signals and a runtime around a tier.
+fn run<F>(log: &LogFilter, tier: impl FnOnce(watch::Receiver<bool>) -> F) -> ExitCode
+where
+    F: Future<Output = anyhow::Result<()>>,
+{
+    let rate = match telemetry::start(log) {
+        Ok(rate) => rate,
+        Err(error) => {
+            complain(&format!("logs cannot be started: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            error!(%error, "the runtime cannot be started");
+            return ExitCode::FAILURE;
+        }
+    };
+    let outcome = runtime.block_on(async {
+        let reporter = tokio::spawn(telemetry::report_suppressed(rate.clone()));
+        let (stopping, signals) = signals::spawn()?;
+        let outcome = tier(stopping).await;
+        signals.abort();
+        reporter.abort();
+        outcome
+    });
+    // What still sits in a blocking call after the drain is given up with the process.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(()) => {
+            info!("stopped");
+            ExitCode::SUCCESS
+        }
+        Err(failure) => {
+            error!("{failure:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[expect(
+    clippy::print_stderr,
+    reason = "before logs are set up there is only stderr, and a report of settings is for people"
+)]
+fn complain(text: &str) {
+    eprintln!("{text}");
+}

@@ -1,1 +1,13 @@
-fn main() {}
+//! The router; see `tailring::app`.
+
+use std::process::ExitCode;
+
+use tailring::app::{cli, router_main, settings::RouterArgs};
+
+// Gives memory back after a burst (settings in .cargo/config.toml), which the system's does not.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+fn main() -> ExitCode {
+    cli::parse::<RouterArgs>().map_or_else(|code| code, |args| router_main(&args))
+}

@@ -110,7 +110,8 @@ impl ViewHandle {
         self.shared.refresh.notified().await;
     }
 
-    pub(super) fn publish(&self, view: View) {
+    /// For whoever looks members up; everyone else only reads.
+    pub fn publish(&self, view: View) {
         let fingerprint = view.fingerprint();
         self.shared.current.store(Arc::new(view));
         // After the store: whoever wakes must find the new view.

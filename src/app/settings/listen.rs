@@ -1,7 +1,6 @@
 //! Where a listener listens: `127.0.0.1:4317`, `[::1]:4317`, `:4317` for all interfaces.
 
 use std::fmt;
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::str::FromStr;
 
@@ -20,6 +19,8 @@ pub enum ListenAddress {
 pub enum ListenAddressError {
     #[error("has no port; write {0}:PORT")]
     NoPort(String),
+    #[error("has no host; write 127.0.0.1:{0}, or :{0} for all interfaces")]
+    NoHost(u16),
     #[error("has the port {0:?}; a port is a number from 0 to 65535")]
     BadPort(String),
     #[error(
@@ -47,31 +48,25 @@ impl ListenAddress {
         }
         match (self, other) {
             (Self::At(left), Self::At(right)) => {
-                left.ip() == right.ip()
-                    || left.ip().is_unspecified()
-                    || right.ip().is_unspecified()
+                left.ip() == right.ip() || left.ip().is_unspecified() || right.ip().is_unspecified()
             }
             _ => true,
         }
     }
 
-    /// Binds at once, so that an address in use is known before anything else starts. The
-    /// listener is ready for tokio.
-    pub fn bind(self) -> io::Result<TcpListener> {
-        let listener = match self {
-            Self::At(address) => TcpListener::bind(address)?,
-            // On Linux `::` takes IPv4 as well; hosts with IPv6 switched off have no `::`.
+    /// What to bind: `[::]` takes IPv4 as well on Linux, and `0.0.0.0` is for hosts whose kernel
+    /// has no IPv6.
+    pub fn socket_addr(self) -> SocketAddr {
+        match self {
+            Self::At(address) => address,
             Self::AllInterfaces { port } => {
-                match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)) {
-                    Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
-                        TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?
-                    }
-                    bound => bound?,
-                }
+                let every: IpAddr = match TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)) {
+                    Ok(_) => Ipv6Addr::UNSPECIFIED.into(),
+                    Err(_) => Ipv4Addr::UNSPECIFIED.into(),
+                };
+                SocketAddr::new(every, port)
             }
-        };
-        listener.set_nonblocking(true)?;
-        Ok(listener)
+        }
     }
 }
 
@@ -87,7 +82,10 @@ impl FromStr for ListenAddress {
             .rsplit_once(':')
             .filter(|_| text.parse::<IpAddr>().is_err())
         else {
-            return Err(ListenAddressError::NoPort(text.to_owned()));
+            return Err(match text.parse() {
+                Ok(port) => ListenAddressError::NoHost(port),
+                Err(_) => ListenAddressError::NoPort(text.to_owned()),
+            });
         };
         let port: u16 = port
             .parse()
@@ -133,7 +131,7 @@ mod tests {
     fn everything_else_is_refused_with_what_to_write() {
         use ListenAddressError as E;
         for (text, error) in [
-            ("4317", E::NoPort("4317".into())),
+            ("4317", E::NoHost(4317)),
             ("127.0.0.1", E::NoPort("127.0.0.1".into())),
             ("::1", E::NoPort("::1".into())),
             (":http", E::BadPort("http".into())),
@@ -146,12 +144,11 @@ mod tests {
     }
 
     #[test]
-    fn all_interfaces_answer_on_loopback_and_a_taken_port_is_refused() {
-        let first = ListenAddress::AllInterfaces { port: 0 }.bind().unwrap();
-        let port = first.local_addr().unwrap().port();
+    fn all_interfaces_answer_on_loopback() {
+        let address = ListenAddress::AllInterfaces { port: 0 }.socket_addr();
+        let listener = TcpListener::bind(address).unwrap();
+        let port = listener.local_addr().unwrap().port();
         std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
-        let second = ListenAddress::AllInterfaces { port }.bind().unwrap_err();
-        assert_eq!(second.kind(), io::ErrorKind::AddrInUse);
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub struct Machine;
 
 /// Memory that this process may use at most, and who says so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MemoryBound {
+pub(super) struct MemoryBound {
     pub size: ByteSize,
     pub from_cgroup: bool,
 }
@@ -54,9 +54,8 @@ impl Surroundings for Machine {
     }
 
     fn cores(&self) -> u16 {
-        std::thread::available_parallelism().map_or(1, |cores| {
-            u16::try_from(cores.get()).unwrap_or(u16::MAX)
-        })
+        std::thread::available_parallelism()
+            .map_or(1, |cores| u16::try_from(cores.get()).unwrap_or(u16::MAX))
     }
 }
 
@@ -162,7 +161,10 @@ mod tests {
     fn check_memory(files: &[(&'static str, &'static str)], bytes: u64, from_cgroup: bool) {
         let files = Files(files.iter().copied().chain([MEMINFO]).collect());
         let bound = memory_bound(&files).unwrap();
-        assert_eq!((bound.size, bound.from_cgroup), (ByteSize(bytes), from_cgroup));
+        assert_eq!(
+            (bound.size, bound.from_cgroup),
+            (ByteSize(bytes), from_cgroup)
+        );
     }
 
     #[test]
@@ -170,7 +172,11 @@ mod tests {
         let machine = 16_384 * 1024;
         check_memory(&[], machine, false);
         let v2 = ("/proc/self/cgroup", "0::/a/b\n");
-        check_memory(&[v2, ("/sys/fs/cgroup/a/b/memory.max", "max\n")], machine, false);
+        check_memory(
+            &[v2, ("/sys/fs/cgroup/a/b/memory.max", "max\n")],
+            machine,
+            false,
+        );
         check_memory(
             &[
                 v2,
@@ -183,7 +189,10 @@ mod tests {
         // Inside a container of version 1 the path is told from outside.
         check_memory(
             &[
-                ("/proc/self/cgroup", "5:devices:/x\n4:cpu,memory:/kubepods/x\n"),
+                (
+                    "/proc/self/cgroup",
+                    "5:devices:/x\n4:cpu,memory:/kubepods/x\n",
+                ),
                 ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "3000\n"),
             ],
             3000,
@@ -193,7 +202,10 @@ mod tests {
         check_memory(
             &[
                 ("/proc/self/cgroup", "4:memory:/\n"),
-                ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"),
+                (
+                    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+                    "9223372036854771712\n",
+                ),
             ],
             machine,
             false,
@@ -210,11 +222,16 @@ mod tests {
             full_host_name(&Files(files.into_iter().collect()))
         };
         assert_eq!(
-            name("127.0.0.1 localhost\n10.0.0.7\tworker-0.workers.obs.svc.cluster.local\tworker-0 # pod\n"),
+            name(
+                "127.0.0.1 localhost\n10.0.0.7\tworker-0.workers.obs.svc.cluster.local\tworker-0 # pod\n"
+            ),
             Some("worker-0.workers.obs.svc.cluster.local".to_owned())
         );
         assert_eq!(name("10.0.0.7 worker-0\n"), Some("worker-0".to_owned()));
-        assert_eq!(name("# 10.0.0.7 a.b worker-0\n"), Some("worker-0".to_owned()));
+        assert_eq!(
+            name("# 10.0.0.7 a.b worker-0\n"),
+            Some("worker-0".to_owned())
+        );
     }
 
     #[test]

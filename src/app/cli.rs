@@ -1,0 +1,50 @@
+//! The command lines of the three binaries.
+
+use std::process::ExitCode;
+
+use crate::app::settings::{RouterArgs, WorkerArgs};
+
+/// sysexits' EX_USAGE: settings or usage are wrong, and trying again will not help.
+pub const EXIT_USAGE: u8 = 64;
+
+/// Keeps the traces worth keeping, whole
+#[derive(clap::Parser, Debug)]
+#[command(
+    name = "tailring",
+    version,
+    after_long_help = "Exit codes: 0 when all is well, 64 when settings or usage are wrong, 1 for \
+                       everything else."
+)]
+pub struct ToolArgs {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(clap::Subcommand, Debug)]
+pub enum Command {
+    Router(Box<RouterArgs>),
+    Worker(Box<WorkerArgs>),
+}
+
+/// Reads the command line; help, versions and mistakes are answered here.
+pub fn parse<A: clap::Parser>() -> Result<A, ExitCode> {
+    let matches = prepared(A::command()).try_get_matches();
+    let args = matches.and_then(|mut matches| A::from_arg_matches_mut(&mut matches));
+    args.map_err(|error| {
+        // A closed stdout or stderr leaves nobody to tell.
+        drop(error.print());
+        if error.use_stderr() {
+            ExitCode::from(EXIT_USAGE)
+        } else {
+            ExitCode::SUCCESS
+        }
+    })
+}
+
+/// Help is shown to others and pasted into issues: it names the environment's variables and not
+/// what they hold. And `-1` is a wrong count, not an unknown flag.
+fn prepared(command: clap::Command) -> clap::Command {
+    command
+        .mut_args(|arg| arg.hide_env_values(true).allow_negative_numbers(true))
+        .mut_subcommands(prepared)
+}
