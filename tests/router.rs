@@ -109,7 +109,8 @@ impl Worker {
     }
 
     fn probes(&self) -> usize {
-        self.state.seen.lock().unwrap().len() - self.seen().len()
+        let all = self.state.seen.lock().unwrap().len();
+        all - self.seen().len()
     }
 
     fn spans(&self) -> Vec<SpanKey> {
@@ -762,7 +763,11 @@ async fn a_dead_workers_traces_spread_over_the_others_and_the_client_sees_ok() {
                 let owner = view.table.owner(trace).unwrap();
                 let in_stead = (*owner != worker.member).then(|| owner.clone());
                 assert_eq!(seen.metadata.surrogate_for, in_stead);
-                assert_eq!(without.owner(trace), Some(&worker.member));
+                // A ring of other members moves a few other slots too: those stay where they are.
+                if in_stead.is_some() {
+                    assert_eq!(*owner, workers[3].member);
+                    assert_eq!(without.owner(trace), Some(&worker.member));
+                }
                 assert_eq!(seen.metadata.to, Some((worker.member.clone(), None)));
                 stood_in += u32::from(in_stead.is_some());
                 got += 1;
@@ -789,11 +794,28 @@ async fn a_dead_workers_traces_spread_over_the_others_and_the_client_sees_ok() {
 }
 
 #[tokio::test]
-async fn a_hung_worker_costs_two_timeouts_and_nobody_else_waits() {
+async fn nobody_waits_for_a_hung_worker_but_those_who_need_it() {
+    let workers = workers(&["w-0", "w-1", "w-2"]).await;
+    workers[0].react(|_| Reaction::Hang);
+    let mut fixture = Fixture::new(patient(), &workers);
+    let message = fixture.for_owner(&workers[0], "span", 0);
+    let stuck = fixture.send(message);
+    until("the hung RPC", || !workers[0].seen().is_empty()).await;
+    for worker in &workers[1..] {
+        let message = fixture.for_owner(worker, "span", 0);
+        accepted(fixture.send(message).await);
+    }
+    assert!(!stuck.is_finished());
+    assert_eq!(fixture.rpcs("timed_out"), 0.0);
+}
+
+#[tokio::test]
+async fn a_hung_worker_costs_two_timeouts_and_then_its_traces_go_elsewhere() {
     let workers = workers(&["w-0", "w-1", "w-2"]).await;
     workers[0].react(|_| Reaction::Hang);
     let config = RouterConfig {
-        attempt_timeout: Duration::from_millis(700),
+        attempt_timeout: Duration::from_secs(1),
+        request_timeout_max: Duration::from_secs(60),
         probe_interval: Duration::from_secs(60),
         ..RouterConfig::default()
     };
@@ -803,16 +825,11 @@ async fn a_hung_worker_costs_two_timeouts_and_nobody_else_waits() {
         let message = fixture.for_owner(&workers[0], "span", 0);
         stuck.push(fixture.send(message));
     }
-    until("the hung RPC", || !workers[0].seen().is_empty()).await;
-    for worker in &workers[1..] {
-        let message = fixture.for_owner(worker, "span", 0);
-        accepted(fixture.send(message).await);
-    }
-    assert_eq!(fixture.rpcs("timed_out"), 0.0, "the others waited for it");
     for answer in stuck {
         accepted(answer.await);
     }
     assert_eq!(fixture.rpcs("timed_out"), 2.0);
+    assert_eq!(fixture.metric("rpcs_repeated_total"), Some(1.0));
     assert_eq!(
         fixture.metric("circuit_opens_total{cause=\"timed_out\"}"),
         Some(1.0)

@@ -113,8 +113,9 @@ impl Answer {
                     retry_after,
                 }),
             },
-            // The call was ended, nobody refused it.
-            (_, "CANCELLED" | "DEADLINE_EXCEEDED") => Self::None(OpenCause::Unreachable, text),
+            // The server ended the call because our `grpc-timeout` was over (tonic says CANCELLED),
+            // and was quicker than our own timer.
+            (_, "CANCELLED" | "DEADLINE_EXCEEDED") => Self::None(OpenCause::TimedOut, text),
             _ => Self::Refused(text),
         }
     }
@@ -229,7 +230,7 @@ mod tests {
                 RpcOutcome::Invalid,
             ),
             ("UNAVAILABLE", "slow_client: x", later, RpcOutcome::TimedOut),
-            ("CANCELLED", "", None, RpcOutcome::Unreachable),
+            ("CANCELLED", "Timeout expired", None, RpcOutcome::TimedOut),
         ];
         for (code, message, retry_after, expected) in rows {
             let answer = refused(code, message, retry_after);
