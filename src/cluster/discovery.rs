@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -49,6 +49,7 @@ pub struct Discovery {
     /// What was logged last, so that an outage is one line and its end another.
     last_outcome: Option<Outcome>,
     last_ambiguous: usize,
+    last_without_address: usize,
 }
 
 #[derive(Debug, Clone)]
@@ -62,21 +63,17 @@ pub struct DiscoveryMetrics {
 }
 
 /// What became of a question.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-#[expect(
-    non_camel_case_types,
-    reason = "the names are the metric's label values"
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Outcome {
-    ok,
-    servfail,
-    nxdomain,
-    empty,
-    truncated,
-    timeout,
-    too_many,
-    garbage,
-    other,
+    Ok,
+    ServFail,
+    NxDomain,
+    Empty,
+    Truncated,
+    Timeout,
+    TooMany,
+    Garbage,
+    Other,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -116,6 +113,7 @@ impl Discovery {
             last_good: Instant::now(),
             last_outcome: None,
             last_ambiguous: 0,
+            last_without_address: 0,
         };
         let task = tokio::spawn(discovery.run(shutdown).instrument(span));
         (view, task)
@@ -230,6 +228,13 @@ impl Discovery {
                     );
                 }
                 self.last_ambiguous = resolved.ambiguous;
+                if resolved.without_address != self.last_without_address {
+                    warn!(
+                        names = resolved.without_address,
+                        "workers whose address was not found: new ones wait, known ones keep theirs"
+                    );
+                }
+                self.last_without_address = resolved.without_address;
             }
             Err(failure) if news => {
                 let known = self.view.load().addresses.len();
@@ -241,30 +246,51 @@ impl Discovery {
 }
 
 impl Outcome {
-    const ALL: [Self; 9] = [
-        Self::ok,
-        Self::servfail,
-        Self::nxdomain,
-        Self::empty,
-        Self::truncated,
-        Self::timeout,
-        Self::too_many,
-        Self::garbage,
-        Self::other,
+    pub const ALL: [Self; 9] = [
+        Self::Ok,
+        Self::ServFail,
+        Self::NxDomain,
+        Self::Empty,
+        Self::Truncated,
+        Self::Timeout,
+        Self::TooMany,
+        Self::Garbage,
+        Self::Other,
     ];
+
+    /// As in the metric.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::ServFail => "servfail",
+            Self::NxDomain => "nxdomain",
+            Self::Empty => "empty",
+            Self::Truncated => "truncated",
+            Self::Timeout => "timeout",
+            Self::TooMany => "too_many",
+            Self::Garbage => "garbage",
+            Self::Other => "other",
+        }
+    }
 
     fn of(answer: &Result<Resolved, Failure>) -> Self {
         match answer {
-            Ok(_) => Self::ok,
-            Err(Failure::ServFail) => Self::servfail,
-            Err(Failure::NxDomain) => Self::nxdomain,
-            Err(Failure::Empty) => Self::empty,
-            Err(Failure::Truncated) => Self::truncated,
-            Err(Failure::Timeout) => Self::timeout,
-            Err(Failure::TooMany(_)) => Self::too_many,
-            Err(Failure::Garbage(_)) => Self::garbage,
-            Err(Failure::Other(_)) => Self::other,
+            Ok(_) => Self::Ok,
+            Err(Failure::ServFail) => Self::ServFail,
+            Err(Failure::NxDomain) => Self::NxDomain,
+            Err(Failure::Empty) => Self::Empty,
+            Err(Failure::Truncated) => Self::Truncated,
+            Err(Failure::Timeout) => Self::Timeout,
+            Err(Failure::TooMany(_)) => Self::TooMany,
+            Err(Failure::Garbage(_)) => Self::Garbage,
+            Err(Failure::Other(_)) => Self::Other,
         }
+    }
+}
+
+impl EncodeLabelValue for Outcome {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> std::fmt::Result {
+        self.label().encode(encoder)
     }
 }
 
@@ -329,6 +355,10 @@ impl DiscoveryMetrics {
 
     pub fn ambiguous_targets(&self) -> u64 {
         self.ambiguous_targets.get()
+    }
+
+    pub fn targets_without_address(&self) -> u64 {
+        self.targets_without_address.get()
     }
 
     pub fn last_good_age_seconds(&self) -> f64 {

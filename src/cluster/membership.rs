@@ -136,8 +136,8 @@ mod tests {
         membership.known.keys().map(Member::to_string).collect()
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_name_leaves_when_it_was_absent_for_the_whole_time() {
+    #[test]
+    fn a_name_leaves_when_it_was_absent_for_the_whole_time() {
         let both = answer(&[("a", &["10.0.0.1:1"]), ("b", &["10.0.0.2:1"])]);
         let one = answer(&[("a", &["10.0.0.1:1"])]);
         let mut membership = Membership::new(LEAVE_AFTER);
@@ -157,8 +157,8 @@ mod tests {
         assert_eq!(at(133, &both), (Change::Names, "a,b".into()));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn an_address_stays_while_it_is_still_among_the_answers() {
+    #[test]
+    fn an_address_stays_while_it_is_still_among_the_answers() {
         let mut membership = Membership::new(LEAVE_AFTER);
         let now = Instant::now();
         let mut apply = |addresses: &[&str]| {
@@ -177,8 +177,8 @@ mod tests {
         assert_eq!(apply(&["10.0.0.2:1"]), (Change::Addresses, Some(second)));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn one_name_for_another_is_a_change_of_names() {
+    #[test]
+    fn one_name_for_another_is_a_change_of_names() {
         let mut membership = Membership::new(Duration::ZERO);
         let now = Instant::now();
         membership.apply(&answer(&[("a", &["10.0.0.1:1"])]), now);
@@ -189,8 +189,8 @@ mod tests {
         );
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn absent_names_never_pile_up_beyond_the_bound() {
+    #[test]
+    fn absent_names_never_pile_up_beyond_the_bound() {
         let mut membership = Membership::new(LEAVE_AFTER);
         let start = Instant::now();
         for round in 0..4u64 {

@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::cluster::membership::Answer;
-use crate::cluster::source::{Host, Source};
+use crate::cluster::source::{Host, Source, StaticMember};
 use crate::model::Member;
 use crate::ring::Table;
 
@@ -86,30 +86,45 @@ impl Resolver {
     }
 
     pub(super) async fn ask(&mut self) -> Result<Resolved, Failure> {
-        let dns = match &self.dns {
-            Some(dns) => dns.clone(),
-            None => self.dns.insert(connect(&self.source)?).clone(),
-        };
-        match &self.source {
-            Source::Srv { service, .. } => ask_srv(&dns, service).await,
-            Source::Dns { host, port, .. } => ask_addresses(&dns, host, *port).await,
-            Source::Static { members, .. } => {
-                let mut resolved = Resolved::default();
-                let mut targets = Vec::new();
-                for member in members {
-                    let addresses = match &member.host {
-                        Host::Address(ip) => vec![SocketAddr::new(*ip, member.port)],
-                        Host::Name(host) => {
-                            targets.push((member.name.clone(), host.clone(), member.port));
-                            Vec::new()
-                        }
-                    };
-                    resolved.answer.insert(member.name.clone(), addresses);
-                }
-                find_addresses(&dns, targets, &mut resolved).await;
-                Ok(resolved)
+        let targets = match &self.source {
+            Source::Static { members, .. } => members,
+            Source::Srv { service, .. } => {
+                let dns = connection(&mut self.dns, &self.source)?;
+                return ask_srv(dns, service).await;
             }
+            Source::Dns { host, port, .. } => {
+                let dns = connection(&mut self.dns, &self.source)?;
+                return ask_addresses(dns, host, *port).await;
+            }
+        };
+        let mut resolved = Resolved::default();
+        let mut hosts = Vec::new();
+        for StaticMember { name, host, port } in targets {
+            let addresses = match host {
+                Host::Address(ip) => vec![SocketAddr::new(*ip, *port)],
+                Host::Name(host) => {
+                    hosts.push((name.clone(), host.clone(), *port));
+                    Vec::new()
+                }
+            };
+            resolved.answer.insert(name.clone(), addresses);
         }
+        if !hosts.is_empty() {
+            // A list of addresses works where there is no DNS at all.
+            let dns = connection(&mut self.dns, &self.source)?;
+            find_addresses(dns, hosts, &mut resolved).await?;
+        }
+        Ok(resolved)
+    }
+}
+
+fn connection<'a>(
+    dns: &'a mut Option<TokioResolver>,
+    source: &Source,
+) -> Result<&'a TokioResolver, Failure> {
+    match dns {
+        Some(dns) => Ok(dns),
+        None => Ok(dns.insert(connect(source)?)),
     }
 }
 
@@ -203,12 +218,8 @@ async fn ask_srv(dns: &TokioResolver, service: &str) -> Result<Resolved, Failure
             }
         }
     }
-    match ports.len() {
-        // RFC 2782: the target "." says that the service is not offered here.
-        0 => return Err(Failure::Empty),
-        n if n > Table::MEMBERS_MAX => return Err(Failure::TooMany(n)),
-        _ => {}
-    }
+    // None are left also when the target is ".": no such service here (RFC 2782).
+    check_count(ports.len())?;
     let mut glue = glue(&lookup);
     let mut targets = Vec::new();
     for (member, (port, target)) in ports {
@@ -219,7 +230,7 @@ async fn ask_srv(dns: &TokioResolver, service: &str) -> Result<Resolved, Failure
         let addresses = addresses.into_iter().map(|ip| SocketAddr::new(ip, port));
         resolved.answer.insert(member, addresses.collect());
     }
-    find_addresses(dns, targets, &mut resolved).await;
+    find_addresses(dns, targets, &mut resolved).await?;
     Ok(resolved)
 }
 
@@ -270,24 +281,31 @@ async fn ask_addresses(dns: &TokioResolver, host: &str, port: u16) -> Result<Res
             resolved.answer.insert(member, vec![address]);
         }
     }
-    match resolved.answer.len() {
+    check_count(resolved.answer.len())?;
+    Ok(resolved)
+}
+
+/// The 64 KiB of a DNS message end below the bound today; the ring does not rely on it.
+fn check_count(names: usize) -> Result<(), Failure> {
+    match names {
         0 => Err(Failure::Empty),
         n if n > Table::MEMBERS_MAX => Err(Failure::TooMany(n)),
-        _ => Ok(resolved),
+        _ => Ok(()),
     }
 }
 
 /// Looks up (member, host, port) and adds what it finds. A host that is not found fails only its
-/// member: the list of names is whole.
+/// member, for the list of names is whole; the answer fails when no name at all has an address.
 async fn find_addresses(
     dns: &TokioResolver,
     targets: Vec<(Member, String, u16)>,
     resolved: &mut Resolved,
-) {
+) -> Result<(), Failure> {
     let deadline = Instant::now() + TARGETS_TIMEOUT;
     let mut targets = targets.into_iter();
     // Dropped with this future, which ends what is still in flight.
     let mut in_flight = JoinSet::new();
+    let mut failed = None;
     loop {
         while in_flight.len() < TARGETS_IN_FLIGHT
             && let Some((member, host, port)) = targets.next()
@@ -295,22 +313,31 @@ async fn find_addresses(
             let dns = dns.clone();
             in_flight.spawn(async move {
                 let lookup = timeout_at(deadline, dns.lookup_ip(host)).await;
-                (member, port, lookup)
+                let lookup = lookup.unwrap_or(Err(NetError::Timeout));
+                (member, port, lookup.map_err(classify))
             });
         }
         let Some(done) = in_flight.join_next().await else {
-            return;
+            break;
         };
-        let Ok((member, port, Ok(Ok(lookup)))) = done else {
-            resolved.without_address += 1;
-            continue;
-        };
-        resolved.ttl = resolved.ttl.min(ttl(lookup.as_lookup())).or(resolved.ttl);
-        let mut ips: Vec<IpAddr> = lookup.iter().collect();
-        ips.sort_unstable();
-        resolved.without_address += usize::from(ips.is_empty());
-        let addresses = ips.into_iter().map(|ip| SocketAddr::new(ip, port));
-        resolved.answer.insert(member, addresses.collect());
+        match done {
+            Ok((member, port, Ok(lookup))) => {
+                let ttls = [resolved.ttl, ttl(lookup.as_lookup())];
+                resolved.ttl = ttls.into_iter().flatten().min();
+                let mut ips: Vec<IpAddr> = lookup.iter().collect();
+                ips.sort_unstable();
+                let addresses = ips.into_iter().map(|ip| SocketAddr::new(ip, port));
+                resolved.answer.insert(member, addresses.collect());
+            }
+            Ok((_, _, Err(failure))) => failed = Some(failure),
+            Err(panic) => failed = Some(Failure::Other(panic.to_string())),
+        }
+    }
+    let without = resolved.answer.values().filter(|a| a.is_empty()).count();
+    resolved.without_address = without;
+    match failed {
+        Some(failure) if without == resolved.answer.len() => Err(failure),
+        _ => Ok(()),
     }
 }
 
@@ -318,4 +345,24 @@ fn ttl(lookup: &Lookup) -> Option<Duration> {
     let records = lookup.answers().iter();
     let seconds = records.map(|record| record.ttl).min()?;
     Some(Duration::from_secs(seconds.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_beyond_the_bound_is_refused() {
+        assert_eq!(check_count(0), Err(Failure::Empty));
+        assert_eq!(check_count(1), Ok(()));
+        assert_eq!(check_count(4096), Ok(()));
+        assert_eq!(check_count(4097), Err(Failure::TooMany(4097)));
+    }
+
+    #[tokio::test]
+    async fn a_list_of_addresses_needs_no_resolver() {
+        let mut resolver = Resolver::new("static://a=10.0.0.1:1".parse().unwrap());
+        assert_eq!(resolver.ask().await.unwrap().answer.len(), 1);
+        assert!(resolver.dns.is_none());
+    }
 }

@@ -3,6 +3,7 @@
 
 pub mod admission;
 pub mod client;
+pub mod json;
 pub mod metadata;
 pub mod server;
 pub mod status;

@@ -15,12 +15,12 @@ pub enum Compression {
     Zstd,
 }
 
-/// Level 1 of both: a backend far away saves little more by the higher levels, and gzip at its
-/// usual 6 was measured at 2.5 CPU seconds a million spans, 20 times what sending costs.
+/// Level 1 of both: gzip at its usual 6 was measured at 2.5 CPU seconds a million spans, 20 times
+/// what sending costs, and zstd at 1 at 0.5 to 0.7.
 const LEVEL: u32 = 1;
 
-/// Compressing less than this takes well under a millisecond; more would hold up the other tasks
-/// of the runtime's thread.
+/// zstd at level 1 takes 0.1 ms for this much (717 MB/s measured); more would hold up the other
+/// tasks of the runtime's thread.
 const INLINE_BYTES_MAX: usize = 64 << 10;
 
 impl Compression {

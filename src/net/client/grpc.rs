@@ -1,7 +1,8 @@
 //! A gRPC client for one OTLP target: one HTTP/2 connection, made when needed, made again when lost.
 //!
 //! It drives hyper itself, not through tonic: the message's pieces go out without a copy, and no
-//! buffer task stands between a lane and its connection (a fifth of the sender's CPU).
+//! buffer task stands between a lane and its connection. With tonic a router to two workers was
+//! measured at 0.39 CPU seconds a million spans, with this way of sending at 0.31.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -65,7 +66,7 @@ struct Connection {
 enum Sent {
     Answered(Response<Incoming>),
     /// The receiver has certainly not seen it.
-    NotSent(String),
+    Unseen(String),
     Lost(String),
 }
 
@@ -161,11 +162,11 @@ impl GrpcClient {
                 Sent::Answered(response) => {
                     return answer::read(response, self.config.response_bytes_max()).await;
                 }
-                Sent::NotSent(_) if !retried => {
+                Sent::Unseen(_) if !retried => {
                     retried = true;
                     self.forget(connection.id);
                 }
-                Sent::NotSent(why) | Sent::Lost(why) => {
+                Sent::Unseen(why) | Sent::Lost(why) => {
                     if connection.sender.is_closed() {
                         self.forget(connection.id);
                     }
@@ -366,7 +367,7 @@ async fn send(sender: &mut http2::SendRequest<MessageBody>, request: Request<Mes
         Err(mut error) => {
             let why = with_causes(error.error());
             if error.take_message().is_some() || was_not_processed(error.error()) {
-                Sent::NotSent(why)
+                Sent::Unseen(why)
             } else {
                 Sent::Lost(why)
             }
