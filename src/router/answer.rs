@@ -82,7 +82,11 @@ impl Answer {
         else {
             return Self::Refused(text);
         };
-        match (reason_in(&message), code.as_str()) {
+        let (reason, detail) = match reason_in(&message) {
+            Some((reason, detail)) => (Some(reason), detail),
+            None => (None, message.as_str()),
+        };
+        match (reason, code.as_str()) {
             (
                 Some(
                     reason @ (RefusalReason::LogFull
@@ -93,7 +97,7 @@ impl Answer {
             ) => Self::BackPressure(Refusal {
                 reason,
                 retry_after: retry_after.or(reason.retry_after()),
-                detail: message,
+                detail: detail.to_owned(),
             }),
             // The worker waited for us.
             (Some(RefusalReason::SlowClient), _) => Self::None(OpenCause::TimedOut, text),
@@ -105,24 +109,26 @@ impl Answer {
                 None => Self::Invalid(text),
                 Some(_) => Self::BackPressure(Refusal {
                     reason: RefusalReason::MemoryPressure,
-                    detail: message,
+                    detail: detail.to_owned(),
                     retry_after,
                 }),
             },
-            // The call was ended, nobody refused it.
-            (_, "CANCELLED" | "DEADLINE_EXCEEDED") => Self::None(OpenCause::Unreachable, text),
+            // The server ended the call because our `grpc-timeout` was over (tonic says CANCELLED),
+            // and was quicker than our own timer.
+            (_, "CANCELLED" | "DEADLINE_EXCEEDED") => Self::None(OpenCause::TimedOut, text),
             _ => Self::Refused(text),
         }
     }
 }
 
-/// The reason with which a Tailring worker begins the text of a refusal: `log_full: ...`. Other
-/// receivers' texts have none.
-fn reason_in(message: &str) -> Option<RefusalReason> {
-    let (label, _) = message.split_once(':')?;
+/// The reason with which a Tailring worker begins the text of a refusal, and the rest of it:
+/// `log_full: ...`. Other receivers' texts have none.
+fn reason_in(message: &str) -> Option<(RefusalReason, &str)> {
+    let (label, detail) = message.split_once(": ")?;
     RefusalReason::ALL
         .into_iter()
         .find(|reason| reason.label() == label)
+        .map(|reason| (reason, detail))
 }
 
 #[cfg(test)]
@@ -224,7 +230,7 @@ mod tests {
                 RpcOutcome::Invalid,
             ),
             ("UNAVAILABLE", "slow_client: x", later, RpcOutcome::TimedOut),
-            ("CANCELLED", "", None, RpcOutcome::Unreachable),
+            ("CANCELLED", "Timeout expired", None, RpcOutcome::TimedOut),
         ];
         for (code, message, retry_after, expected) in rows {
             let answer = refused(code, message, retry_after);

@@ -70,8 +70,8 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    #[tokio::test(start_paused = true)]
-    async fn two_strikes_in_a_row_are_too_many_and_an_answer_between_them_forgives() {
+    #[test]
+    fn two_strikes_in_a_row_are_too_many_and_an_answer_between_them_forgives() {
         let mut circuit = Circuit::new(SECOND);
         assert!(!circuit.strike());
         circuit.answered();
@@ -79,8 +79,8 @@ mod tests {
         assert!(circuit.strike());
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn an_open_circuit_asks_once_an_interval_or_at_once_when_hurried() {
+    #[test]
+    fn an_open_circuit_asks_once_an_interval_or_at_once_when_hurried() {
         let now = Instant::now();
         let mut circuit = Circuit::new(SECOND);
         circuit.hurry(now);

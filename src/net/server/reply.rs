@@ -180,7 +180,10 @@ pub(super) fn grpc_refused(refusal: &Refusal) -> Reply {
         GRPC_STATUS,
         HeaderValue::from(i32::from(refusal.reason.grpc_code())),
     );
-    if let Ok(text) = HeaderValue::from_str(&percent_encode(bounded(&refusal.detail))) {
+    // The label first: routers read it, because they treat a worker without room differently from
+    // one that does not serve.
+    let text = format!("{}: {}", refusal.reason.label(), refusal.detail);
+    if let Ok(text) = HeaderValue::from_str(&percent_encode(bounded(&text))) {
         headers.insert(GRPC_MESSAGE, text);
     }
     if refusal.retry_after.is_some()
