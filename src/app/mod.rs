@@ -62,7 +62,23 @@ pub fn tool_main(args: ToolArgs) -> ExitCode {
     match args.command {
         Command::Router(args) => router_main(&args),
         Command::Worker(args) => worker_main(&args),
+        Command::Load(args) => tool(load::run(args)),
+        Command::Sink(args) => tool(sink::run(args)),
+        Command::Verify(args) => tool(verify::run(args)),
     }
+}
+
+/// A tool in the foreground: its output is for people, its errors are one line.
+fn tool(run: impl Future<Output = anyhow::Result<ExitCode>>) -> ExitCode {
+    let outcome = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(run));
+    outcome.unwrap_or_else(|failure| {
+        complain(&format!("tailring: {failure:#}"));
+        ExitCode::FAILURE
+    })
 }
 
 fn with_settings<C>(

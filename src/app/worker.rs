@@ -1,14 +1,25 @@
 //! Puts a worker together.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::app::admin::ReadyCheck;
-use crate::app::settings::WorkerConfig;
+use crate::app::admin::{LiveCheck, ReadyCheck};
+use crate::app::otlp::OtlpListeners;
+use crate::app::settings::{Ack, LOG_SEGMENT_BYTES, WorkerConfig};
 use crate::app::tier::{self, Tier};
 use crate::cluster::ViewHandle;
-use crate::model::Member;
+use crate::log::{DirLock, RealDisk};
+use crate::model::{Member, SteadyClock};
+use crate::net::admission::{Budget, BudgetMetrics};
+use crate::net::server::ServerMetrics;
+use crate::wire::ScanLimits;
+use crate::worker::export::{DeliveryConfig, Destination, ExportMetrics};
+use crate::worker::{self, AckLevel, Worker, WorkerMetrics};
 
 /// Runs until it was asked to stop and has drained.
 pub(super) async fn run(
@@ -39,9 +50,110 @@ async fn start(
     registry: &mut Registry,
     stopping: watch::Receiver<bool>,
 ) -> anyhow::Result<Tier> {
-    let ready = vec![is_member(config.name.clone(), view)];
-    let _ = (registry, stopping, ready);
-    anyhow::bail!("this build has no worker")
+    let shared = &config.shared;
+    let clock = SteadyClock::start();
+    let lock = DirLock::acquire(&config.data_dir).context("--data-dir")?;
+    let identity = lock.next_life(clock.now()).context("--data-dir")?;
+    let destination = Destination::connect(
+        &config.export,
+        config.export_headers.clone(),
+        DeliveryConfig::default(),
+        ExportMetrics::register(registry),
+    )
+    .context("--export")?;
+    let disk = RealDisk {
+        dir: config.data_dir.clone(),
+    };
+    let worker_config = worker::WorkerConfig {
+        name: config.name.clone(),
+        incarnation: identity.incarnation,
+        shards: config.shards,
+        scan: ScanLimits {
+            spans_max: shared.spans_per_request_max,
+            ..ScanLimits::default()
+        },
+        ack: match config.ack {
+            Ack::Written => AckLevel::Written,
+            Ack::Synced => AckLevel::Synced,
+        },
+        segment_bytes: u32::try_from(LOG_SEGMENT_BYTES.0).unwrap_or(u32::MAX),
+        log_max_bytes: config.log_max_bytes.0,
+        trace_spans_max: config.trace_spans_max,
+        trace_bytes_max: config.trace_bytes_max.0,
+        drop_retain: config.drop_retain,
+        decision_memory_max_bytes: usize::try_from(config.decision_memory_max_bytes.0)
+            .unwrap_or(usize::MAX),
+    };
+    let metrics = WorkerMetrics::register(registry);
+    // Reading the log blocks; nothing else runs in this process yet that it could hold up but the
+    // admin pages, which another thread serves.
+    let worker = tokio::task::block_in_place(|| {
+        Worker::start(
+            worker_config,
+            disk,
+            Arc::new(config.rules.clone()),
+            Arc::new(destination),
+            view.clone(),
+            clock,
+            metrics,
+        )
+    })?;
+    let found = worker.recovery();
+    info!(
+        incarnation = %identity.incarnation,
+        segments = found.segments,
+        bytes = found.bytes,
+        fragments = found.fragments,
+        torn_tails = found.torn_tails,
+        damaged_records = found.damaged_records,
+        "the log is indexed"
+    );
+    let budget = Budget::new(tier::request_budget(shared).0);
+    BudgetMetrics::register(registry, vec![("requests", budget.clone())]);
+    let server_metrics = ServerMetrics::register(registry);
+    let listeners = OtlpListeners::bind(shared, &worker, &server_metrics, &budget).await?;
+    let joining = tokio::spawn(keep_joined(Arc::clone(&worker)));
+    let live = (0..usize::from(config.shards))
+        .map(|shard| {
+            let worker = Arc::clone(&worker);
+            LiveCheck {
+                name: format!("shard {shard}"),
+                silent_for: Box::new(move || worker.silences().nth(shard).unwrap_or_default()),
+            }
+        })
+        .collect();
+    Ok(Tier {
+        live,
+        ready: vec![is_member(config.name.clone(), view)],
+        health: listeners.health(),
+        done: Box::pin(async move {
+            listeners.serve(stopping).await;
+            let left = worker.stop(EXPORT_AT_STOP).await;
+            if left > 0 {
+                warn!(
+                    traces = left,
+                    "kept traces stay in the log; the next start exports them"
+                );
+            }
+            joining.abort();
+            // Until here nobody else may open the data dir.
+            drop(lock);
+            Ok(())
+        }),
+    })
+}
+
+/// After a stop was asked for, what is kept may still go out for so long. Kubernetes grants 30 s by
+/// default before it kills.
+const EXPORT_AT_STOP: Duration = Duration::from_secs(10);
+
+/// Verdicts are given only while this member is in the ring.
+async fn keep_joined(worker: Arc<Worker>) {
+    let mut ticks = tokio::time::interval(Duration::from_millis(200));
+    loop {
+        ticks.tick().await;
+        worker.join();
+    }
 }
 
 /// A worker that the others do not find would hold traces that nobody asks it for.

@@ -358,10 +358,9 @@ impl Lane {
         let mut headers = HeaderMap::with_capacity(4);
         RequestMetadata {
             to: Some((self.member.clone(), None)),
-            hop: 0,
             view: Some(route.view),
             surrogate_for: route.surrogate_for.clone(),
-            timeout: None,
+            ..RequestMetadata::default()
         }
         .write_to(&mut headers);
         headers

@@ -5,6 +5,7 @@
 //! slow disk means larger batches, not longer queues of small ones (group commit).
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select, unbound
 use tokio::sync::oneshot;
 
 use crate::log::{Disk, Volume};
-use crate::model::SteadyClock;
+use crate::model::{Moment, SteadyClock};
 use crate::worker::disk::{self, AckLevel, DiskBatch, DiskDone};
 use crate::worker::ingest::Incoming;
 use crate::worker::shard::{AppendRefused, ExportWork, Placement, Shard};
@@ -56,6 +57,8 @@ enum Control {
 pub(crate) struct ShardHandle {
     data: Sender<Append>,
     control: Sender<Control>,
+    /// Unix milliseconds at which the shard last went round.
+    beat: Arc<AtomicU64>,
 }
 
 /// Requests that may wait for a shard. Their bytes are bounded by admission; this bounds the queue
@@ -111,6 +114,11 @@ impl ShardHandle {
         self.control.send(Control::Deciding(deciding)).ok();
     }
 
+    /// When the shard last went round.
+    pub(crate) fn beat(&self) -> Moment {
+        Moment::from_unix_millis(self.beat.load(Ordering::Relaxed))
+    }
+
     /// Kept traces that the backend has not got.
     pub(crate) async fn awaiting_export(&self) -> usize {
         let (reply, receiver) = oneshot::channel();
@@ -138,6 +146,8 @@ pub(crate) fn spawn<D: Disk>(
     let (control_sender, control) = unbounded();
     let (batch_sender, batches) = bounded(1);
     let (done_sender, done) = bounded(1);
+    let beat = Arc::new(AtomicU64::new(clock.now().unix_millis()));
+    let beaten = beat.clone();
     let disk = disk::spawn(number, volume, level, batches, done_sender)?;
     let thread = std::thread::Builder::new()
         .name(format!("shard-{number}"))
@@ -154,12 +164,14 @@ pub(crate) fn spawn<D: Disk>(
                 replies: Vec::new(),
                 pulls: Vec::new(),
                 stop: None,
+                beat: beaten,
             }
             .run();
         })?;
     let handle = ShardHandle {
         data: data_sender,
         control: control_sender,
+        beat,
     };
     Ok((handle, [thread, disk]))
 }
@@ -184,15 +196,18 @@ struct Running {
     replies: Vec<(Reply, Vec<u32>)>,
     pulls: Vec<Waiting>,
     stop: Option<oneshot::Sender<()>>,
+    beat: Arc<AtomicU64>,
 }
 
 impl Running {
     fn run(mut self) {
         loop {
+            let now = self.clock.now();
+            self.beat.store(now.unix_millis(), Ordering::Relaxed);
             let wait = self
                 .shard
                 .next_wakeup()
-                .map_or(TICK, |at| at.since(self.clock.now()).min(TICK));
+                .map_or(TICK, |at| at.since(now).min(TICK));
             select! {
                 recv(self.done) -> done => match done {
                     Ok(done) => self.batch_done(done),

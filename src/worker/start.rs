@@ -55,6 +55,7 @@ pub struct Worker {
     pub(crate) peers: Arc<Peers>,
     pub(crate) metrics: WorkerMetrics,
     space: Arc<Space>,
+    clock: SteadyClock,
     recovery: RecoveryReport,
     deciding: AtomicBool,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -147,6 +148,7 @@ impl Worker {
             peers: Arc::default(),
             metrics,
             space,
+            clock,
             recovery,
             deciding: AtomicBool::new(false),
             threads: Mutex::new(threads),
@@ -172,6 +174,12 @@ impl Worker {
         self.metrics.log_bytes.set(self.space.used_bytes() as i64);
         self.metrics.log_segments.set(self.space.segments() as i64);
         joined
+    }
+
+    /// Since when each shard has not gone round.
+    pub fn silences(&self) -> impl Iterator<Item = Duration> {
+        let now = self.clock.now();
+        self.shards.iter().map(move |shard| now.since(shard.beat()))
     }
 
     /// Where this member stands in a view.

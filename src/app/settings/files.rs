@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::HeaderMap;
 
 use crate::app::settings::Surroundings;
 use crate::policy::{Notice, Rules};
 use crate::ring::Seed;
+use crate::worker::export::parse_headers;
 
 /// The policy file with its notices.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,6 +18,7 @@ pub(super) struct PolicyFile {
 
 const SEED_BYTES_MIN: usize = 16;
 const SEED_FILE_BYTES_MAX: u64 = 4 << 10;
+/// Servers commonly take 8 KiB of headers; a file of more than this is another file.
 const HEADER_FILE_BYTES_MAX: u64 = 64 << 10;
 /// A ConfigMap holds one MiB.
 const POLICY_FILE_BYTES_MAX: u64 = 4 << 20;
@@ -32,44 +34,18 @@ pub(super) fn read_seed(machine: &impl Surroundings, path: &str) -> Result<Seed,
             secret.len()
         ));
     }
-    Ok(Seed(xxhash_rust::xxh3::xxh3_64(secret)))
+    Ok(Seed::from_secret(secret))
 }
 
 /// `name: value` lines. Problems name lines, never values.
 pub(super) fn read_headers(machine: &impl Surroundings, path: &str) -> Result<HeaderMap, String> {
     let content = read(machine, path, HEADER_FILE_BYTES_MAX)?;
-    let mut headers = HeaderMap::new();
-    let mut problems = Vec::new();
-    for (index, line) in content.split(|byte| *byte == b'\n').enumerate() {
-        let line = line.trim_ascii();
-        if line.is_empty() || line.starts_with(b"#") {
-            continue;
-        }
-        let number = index + 1;
-        let Some(colon) = line.iter().position(|byte| *byte == b':') else {
-            problems.push(format!("line {number} has no colon; write name: value"));
-            continue;
-        };
-        let name = HeaderName::from_bytes(line[..colon].trim_ascii());
-        let value = HeaderValue::from_bytes(line[colon + 1..].trim_ascii());
-        match (name, value) {
-            (Ok(name), Ok(mut value)) => {
-                value.set_sensitive(true);
-                headers.append(name, value);
-            }
-            (Err(_), _) => problems.push(format!(
-                "line {number} does not begin with a header's name; write name: value"
-            )),
-            (_, Err(_)) => problems.push(format!(
-                "the value in line {number} has control characters, which no header can carry"
-            )),
-        }
-    }
-    if problems.is_empty() {
-        Ok(headers)
-    } else {
-        Err(problems.join("\n"))
-    }
+    let text = std::str::from_utf8(&content)
+        .map_err(|error| format!("is not UTF-8 at byte {}", error.valid_up_to()))?;
+    parse_headers(text).map_err(|problems| {
+        let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        problems.join("\n")
+    })
 }
 
 pub(super) fn read_policies(machine: &impl Surroundings, path: &str) -> Result<PolicyFile, String> {

@@ -18,6 +18,7 @@ use crate::cluster::Source;
 use crate::model::{Member, parse_go_duration};
 use crate::policy::Rules;
 use crate::ring::Seed;
+use crate::worker::export::ExportTarget;
 
 /// Two segments a shard are the log's reserve for control records and compaction; with less than
 /// one more a shard could not take a single span.
@@ -345,9 +346,12 @@ impl<'a, S: Surroundings> Reader<'a, S> {
             .ok()
     }
 
-    fn export(&mut self, value: Option<&str>) -> Option<String> {
+    fn export(&mut self, value: Option<&str>) -> Option<ExportTarget> {
         match value.map(str::trim) {
-            Some(text) if !text.is_empty() => Some(text.to_owned()),
+            Some(text) if !text.is_empty() => text
+                .parse()
+                .map_err(|error| self.note("--export", value, error))
+                .ok(),
             _ => {
                 self.note_with(
                     "--export",

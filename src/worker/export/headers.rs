@@ -4,13 +4,8 @@
 //! no error, log line or `Debug` shows one.
 
 use std::fmt;
-use std::io::Read;
-use std::path::{Path, PathBuf};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
-
-/// Servers commonly take 8 KiB of headers; a file of more than this is another file.
-const FILE_BYTES_MAX: u64 = 64 << 10;
 
 /// Set by us for every message, or not for an application to set.
 const RESERVED: [&str; 12] = [
@@ -28,26 +23,6 @@ const RESERVED: [&str; 12] = [
     "upgrade",
 ];
 
-/// Why a header file cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum HeaderFileError {
-    #[error("header file {path} cannot be read: {error}")]
-    Unreadable {
-        path: PathBuf,
-        error: std::io::Error,
-    },
-    #[error("header file {0} is longer than 64 KiB")]
-    TooLong(PathBuf),
-    #[error("header file {0} is not text in UTF-8")]
-    NotText(PathBuf),
-    /// All mistakes, in order of the lines.
-    #[error("header file {path}: {}", listed(.errors))]
-    Lines {
-        path: PathBuf,
-        errors: Vec<HeaderLineError>,
-    },
-}
-
 /// One mistake. Says what is wrong and never what the value is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeaderLineError {
@@ -60,32 +35,6 @@ impl fmt::Display for HeaderLineError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "line {}: {}", self.line, self.mistake)
     }
-}
-
-fn listed(errors: &[HeaderLineError]) -> String {
-    let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
-    texts.join("; ")
-}
-
-/// Reads and parses the file.
-pub fn read_headers(path: &Path) -> Result<HeaderMap, HeaderFileError> {
-    let unreadable = |error| HeaderFileError::Unreadable {
-        path: path.to_owned(),
-        error,
-    };
-    let file = std::fs::File::open(path).map_err(unreadable)?;
-    let mut bytes = Vec::new();
-    file.take(FILE_BYTES_MAX + 1)
-        .read_to_end(&mut bytes)
-        .map_err(unreadable)?;
-    if bytes.len() as u64 > FILE_BYTES_MAX {
-        return Err(HeaderFileError::TooLong(path.to_owned()));
-    }
-    let text = String::from_utf8(bytes).map_err(|_| HeaderFileError::NotText(path.to_owned()))?;
-    parse_headers(&text).map_err(|errors| HeaderFileError::Lines {
-        path: path.to_owned(),
-        errors,
-    })
 }
 
 /// All headers, or all mistakes.
@@ -164,37 +113,13 @@ mod tests {
         let errors = parse_headers(text).unwrap_err();
         let lines: Vec<usize> = errors.iter().map(|e| e.line).collect();
         assert_eq!(lines, [1, 3, 4, 5, 6, 7, 8, 9]);
-        let all = listed(&errors);
+        let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        let all = all.join("; ");
         assert!(!all.contains("s3cret"), "{all}");
         assert!(
             all.contains("line 4: content-type is set by tailring"),
             "{all}"
         );
         assert!(all.contains("line 5: empty has no value"), "{all}");
-    }
-
-    #[test]
-    fn a_file_is_bounded_and_must_be_text() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("headers");
-        assert!(matches!(
-            read_headers(&path),
-            Err(HeaderFileError::Unreadable { .. })
-        ));
-        std::fs::write(&path, "a: 1\n").unwrap();
-        assert_eq!(read_headers(&path).unwrap()["a"], "1");
-        std::fs::write(&path, vec![b'#'; FILE_BYTES_MAX as usize + 1]).unwrap();
-        assert!(matches!(
-            read_headers(&path),
-            Err(HeaderFileError::TooLong(_))
-        ));
-        std::fs::write(&path, b"a: \xff").unwrap();
-        assert!(matches!(
-            read_headers(&path),
-            Err(HeaderFileError::NotText(_))
-        ));
-        std::fs::write(&path, "s3cret").unwrap();
-        let text = read_headers(&path).unwrap_err().to_string();
-        assert!(text.contains("line 1: there is no colon"), "{text}");
     }
 }

@@ -28,7 +28,7 @@ use crate::net::json;
 
 use backoff::Backoff;
 use file::LineFile;
-pub use headers::{HeaderFileError, HeaderLineError, parse_headers, read_headers};
+pub use headers::{HeaderLineError, parse_headers};
 pub use metrics::ExportMetrics;
 pub use target::{Endpoint, ExportTarget, ExportTargetError};
 
