@@ -129,7 +129,8 @@ impl fmt::Debug for BudgetMetrics {
 
 impl Collector for BudgetMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let rows: [(&str, &str, fn(&Budget) -> u64); 3] = [
+        type Row = (&'static str, &'static str, fn(&Budget) -> u64);
+        let rows: [Row; 3] = [
             (
                 "in_flight",
                 "Bytes of messages held in memory, by budget",

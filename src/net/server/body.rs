@@ -15,18 +15,15 @@ use http_body::Body;
 use http_body_util::BodyExt as _;
 use tokio::time::{Instant, timeout_at};
 
+use super::held::{Held, Message, pressure, take, too_large};
 use super::inflate::{Decoder, Encoding};
 use crate::net::admission::{Budget, Permit};
 use crate::net::status::{Refusal, RefusalReason};
 
-/// Reserved on a declared length alone.
-const TRUST_BYTES: usize = 1 << 20;
 /// Smaller messages are copied out of their frame: a slice of it pins the connection's whole read
 /// buffer, 8 KiB to 1 MiB, while a tier holds it.
 const COPY_BYTES: usize = 4 << 10;
-/// Room a decoder is given at a time, and after how much output other tasks get a turn: a bomb
-/// makes 64 MiB of a few KiB.
-const STEP_BYTES: usize = 256 << 10;
+/// After how much output of a decoder other tasks get a turn: a bomb makes 64 MiB of a few KiB.
 const TURN_BYTES: usize = 1 << 20;
 
 /// Bounds of one read.
@@ -35,13 +32,6 @@ pub(super) struct Limits {
     pub(super) request_bytes_max: usize,
     pub(super) idle_max: Duration,
     pub(super) total_max: Duration,
-}
-
-/// A message and what it costs.
-#[derive(Debug)]
-pub(super) struct Message {
-    pub(super) bytes: Bytes,
-    pub(super) permit: Permit,
 }
 
 #[derive(Debug)]
@@ -369,113 +359,191 @@ impl Inflate {
     }
 }
 
-/// A buffer that pays for its capacity before it has it.
-struct Held {
-    /// Its length is what was ever written or zeroed; `filled` is what counts.
-    bytes: Vec<u8>,
-    filled: usize,
-    bytes_max: usize,
-    probe: [u8; 1],
-    permit: Permit,
-}
-
-impl Held {
-    fn new(expected: usize, bytes_max: usize, budget: &Arc<Budget>) -> Result<Self, Refusal> {
-        let capacity = expected.min(TRUST_BYTES).min(bytes_max);
-        let permit = take(budget, capacity)?;
-        Ok(Self {
-            bytes: Vec::with_capacity(capacity),
-            filled: 0,
-            bytes_max,
-            probe: [0],
-            permit,
-        })
-    }
-
-    /// Makes the capacity at least `needed`, doubling. While the bytes move, the old buffer and the
-    /// new one exist side by side; only the new one is paid.
-    fn reserve(&mut self, needed: usize) -> Result<(), Refusal> {
-        let capacity = self.bytes.capacity();
-        if needed <= capacity {
-            return Ok(());
-        }
-        if needed > self.bytes_max {
-            return Err(too_large(needed as u64, self.bytes_max));
-        }
-        let target = capacity.saturating_mul(2).clamp(needed, self.bytes_max);
-        let more = (target as u64).saturating_sub(self.permit.bytes());
-        if !self.permit.grow(more) {
-            return Err(pressure(more));
-        }
-        self.bytes.reserve_exact(target - self.bytes.len());
-        Ok(())
-    }
-
-    fn extend(&mut self, chunk: &[u8]) -> Result<(), Refusal> {
-        self.reserve(self.filled + chunk.len())?;
-        self.bytes.truncate(self.filled);
-        self.bytes.extend_from_slice(chunk);
-        self.filled = self.bytes.len();
-        Ok(())
-    }
-
-    /// Up to [`STEP_BYTES`] for a decoder to write to, at least one. At the bound that is the
-    /// probe: a decoder that can fill it has proved the message too large.
-    fn room(&mut self) -> Result<&mut [u8], Refusal> {
-        if self.filled == self.bytes_max {
-            return Ok(&mut self.probe);
-        }
-        self.reserve(self.filled + 1)?;
-        let end = (self.filled + STEP_BYTES).min(self.bytes.capacity());
-        if self.bytes.len() < end {
-            // Every byte is zeroed once, not once a step.
-            self.bytes.resize(end, 0);
-        }
-        Ok(&mut self.bytes[self.filled..end])
-    }
-
-    /// `more` bytes of the room are used.
-    fn fill(&mut self, more: usize) -> Result<(), Refusal> {
-        self.filled += more;
-        if self.filled > self.bytes_max {
-            return Err(too_large(self.filled as u64, self.bytes_max));
-        }
-        Ok(())
-    }
-
-    fn into_message(mut self) -> Message {
-        self.bytes.truncate(self.filled);
-        if self.filled < self.bytes.capacity() / 2 {
-            self.bytes.shrink_to_fit();
-        }
-        self.permit.shrink_to(self.bytes.capacity() as u64);
-        Message {
-            bytes: Bytes::from(self.bytes),
-            permit: self.permit,
-        }
-    }
-}
-
-fn take(budget: &Arc<Budget>, bytes: usize) -> Result<Permit, Refusal> {
-    budget
-        .try_take(bytes as u64)
-        .ok_or_else(|| pressure(bytes as u64))
-}
-
-fn pressure(bytes: u64) -> Refusal {
-    let detail =
-        format!("no room for {bytes} more bytes: messages in flight are at their bound; try again");
-    Refusal::new(RefusalReason::MemoryPressure, detail)
-}
-
-fn too_large(bytes: u64, bytes_max: usize) -> Refusal {
-    let detail = format!(
-        "a message of {bytes} bytes or more, over the limit of {bytes_max} (--max-request-bytes, \
-         before and after decompression); send smaller batches"
-    );
-    Refusal::new(RefusalReason::TooLarge, detail)
-}
-
 fn invalid(detail: impl Into<String>) -> Refusal {
     Refusal::new(RefusalReason::InvalidRequest, detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::convert::Infallible;
+    use std::io::Write as _;
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    use http_body::Frame;
+    use proptest::prelude::*;
+
+    use super::super::held::TRUST_BYTES;
+    use super::*;
+
+    /// A body of given frames, then silence or the end.
+    struct Given {
+        frames: VecDeque<Bytes>,
+        is_silent: bool,
+    }
+
+    impl Body for Given {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            match self.frames.pop_front() {
+                Some(frame) => Poll::Ready(Some(Ok(Frame::data(frame)))),
+                None if self.is_silent => Poll::Pending,
+                None => Poll::Ready(None),
+            }
+        }
+    }
+
+    fn frames(bytes: &[u8], cuts: &[usize], bytes_max: usize, is_silent: bool) -> Frames<Given> {
+        let mut cuts: Vec<_> = cuts.iter().map(|cut| cut % (bytes.len() + 1)).collect();
+        cuts.extend([0, bytes.len()]);
+        cuts.sort_unstable();
+        let bytes = Bytes::copy_from_slice(bytes);
+        let frames = cuts.windows(2).map(|pair| bytes.slice(pair[0]..pair[1]));
+        let limits = Limits {
+            request_bytes_max: bytes_max,
+            idle_max: Duration::from_millis(if is_silent { 20 } else { 10_000 }),
+            total_max: Duration::from_secs(60),
+        };
+        let body = Given {
+            frames: frames.collect(),
+            is_silent,
+        };
+        Frames::new(body, &limits)
+    }
+
+    fn run<T>(future: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap()
+            .block_on(future)
+    }
+
+    fn pack(encoding: Encoding, data: &[u8]) -> Vec<u8> {
+        match encoding {
+            Encoding::Identity => data.to_vec(),
+            Encoding::Zstd => zstd::encode_all(data, 1).unwrap(),
+            Encoding::Gzip => {
+                let level = flate2::Compression::fast();
+                let mut encoder = flate2::write::GzEncoder::new(Vec::new(), level);
+                encoder.write_all(data).unwrap();
+                encoder.finish().unwrap()
+            }
+        }
+    }
+
+    fn reason(error: BodyError) -> RefusalReason {
+        match error {
+            BodyError::Refused(refusal) => refusal.reason,
+            BodyError::Disconnected(text) => panic!("{text}"),
+        }
+    }
+
+    fn encoding() -> impl Strategy<Value = Encoding> {
+        prop_oneof![
+            Just(Encoding::Identity),
+            Just(Encoding::Gzip),
+            Just(Encoding::Zstd)
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+
+        /// For any message, packing, cut into frames, limit and budget: the message itself, or the
+        /// refusal that the numbers ask for; and every byte is given back.
+        #[test]
+        fn a_message_is_read_whole_or_refused_for_the_right_reason(
+            length in prop_oneof![0..10_000_usize, Just(65_536), 900_000..1_300_000_usize],
+            step in 1..200_u8,
+            encoding in encoding(),
+            cuts in proptest::collection::vec(any::<usize>(), 0..6),
+            room in -2..3_isize,
+            budget_bytes in prop_oneof![Just(64_u64 << 20), 0..3_000_000_u64],
+            is_grpc in any::<bool>(),
+            is_declared in any::<bool>(),
+        ) {
+            let data: Vec<u8> = (0..length).map(|i| (i / 5) as u8 / step).collect();
+            let packed = pack(encoding, &data);
+            let bytes_max = length.saturating_add_signed(room);
+            let budget = Budget::new(budget_bytes);
+            let result = run(async {
+                if is_grpc {
+                    let mut wire = vec![u8::from(encoding != Encoding::Identity)];
+                    wire.extend_from_slice(&(packed.len() as u32).to_be_bytes());
+                    wire.extend_from_slice(&packed);
+                    read_grpc(&mut frames(&wire, &cuts, bytes_max, false), encoding, &budget).await
+                } else {
+                    let declared = is_declared.then_some(packed.len() as u64);
+                    let mut frames = frames(&packed, &cuts, bytes_max, false);
+                    read_whole(&mut frames, encoding, declared, &budget).await
+                }
+            });
+            match result {
+                Ok(message) => {
+                    prop_assert!(message.bytes == data);
+                    prop_assert!(length <= bytes_max && packed.len() <= bytes_max);
+                    prop_assert!(message.permit.bytes() >= length as u64);
+                    prop_assert!(message.permit.bytes() <= 2 * length as u64 + COPY_BYTES as u64);
+                }
+                Err(error) => match reason(error) {
+                    RefusalReason::TooLarge => {
+                        prop_assert!(length > bytes_max || packed.len() > bytes_max);
+                    }
+                    RefusalReason::MemoryPressure => {
+                        // Never because of more than twice the message, what is trusted to a
+                        // declared length, and the decoder.
+                        let most = 2 * length + TRUST_BYTES + (9 << 20);
+                        prop_assert!(budget_bytes < most as u64);
+                    }
+                    other => prop_assert!(false, "{other:?}"),
+                },
+            }
+            prop_assert_eq!(budget.taken_bytes(), 0);
+        }
+
+        #[test]
+        fn garbage_is_refused_without_a_panic(
+            bytes in proptest::collection::vec(any::<u8>(), 0..300),
+            cuts in proptest::collection::vec(any::<usize>(), 0..4),
+            encoding in encoding(),
+        ) {
+            let budget = Budget::new(16 << 20);
+            run(async {
+                drop(read_grpc(&mut frames(&bytes, &cuts, 1000, false), encoding, &budget).await);
+                let mut frames = frames(&bytes, &cuts, 1000, false);
+                drop(read_whole(&mut frames, encoding, None, &budget).await);
+            });
+            assert_eq!(budget.taken_bytes(), 0);
+        }
+    }
+
+    #[test]
+    fn one_frame_is_handed_on_without_a_copy() {
+        let data = Bytes::from(vec![7; 100_000]);
+        let budget = Budget::new(1 << 20);
+        run(async {
+            let mut frames = frames(&[], &[], 1 << 20, false);
+            frames.body.frames.push_back(data.clone());
+            let read = read_whole(&mut frames, Encoding::Identity, None, &budget);
+            assert_eq!(read.await.unwrap().bytes.as_ptr(), data.as_ptr());
+        });
+    }
+
+    #[test]
+    fn silence_inside_a_message_ends_it_and_gives_its_bytes_back() {
+        let budget = Budget::new(1 << 20);
+        run(async {
+            let mut frames = frames(&[0, 0, 0, 0, 9, 1], &[3, 5], 1 << 20, true);
+            let error = read_grpc(&mut frames, Encoding::Identity, &budget).await;
+            assert_eq!(reason(error.unwrap_err()), RefusalReason::SlowClient);
+        });
+        assert_eq!((budget.taken_bytes(), budget.peak_bytes()), (0, 9));
+    }
 }

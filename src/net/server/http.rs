@@ -6,8 +6,9 @@ use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, Heade
 use http::{Method, Request, Version};
 use hyper::body::Incoming;
 
-use super::body::{self, BodyError, Frames, Message};
+use super::body::{self, BodyError, Frames};
 use super::grpc::is_grpc;
+use super::held::Message;
 use super::inflate::{ENCODINGS, Encoding};
 use super::listener::Shared;
 use super::metrics::Outcome;

@@ -234,9 +234,10 @@ async fn connection<I: Ingest>(
         metrics.open.dec();
     });
     // hyper's timers start with the first byte; a client that only connects is not to stay.
-    let first_byte = timeout(shared.config.header_read_max, stream.readable());
+    let mut byte = [0];
+    let first_byte = timeout(shared.config.header_read_max, stream.peek(&mut byte));
     tokio::select! {
-        came = first_byte => if !matches!(came, Ok(Ok(()))) { return },
+        came = first_byte => if !matches!(came, Ok(Ok(1))) { return },
         _ = stopping.wait_for(|stop| *stop) => return,
     }
     if let Err(error) = stream.set_nodelay(true) {

@@ -12,6 +12,7 @@
 mod body;
 mod grpc;
 mod health;
+mod held;
 mod http;
 mod inflate;
 mod listener;

@@ -1,5 +1,18 @@
 //! The OTLP servers over real sockets: what clients are told, and what it costs.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "clippy.toml allows them in #[test] functions, not in the helpers beside them"
+)]
+
+mod connections;
+mod handlers;
+mod health;
+mod memory;
+mod over_grpc;
+mod over_http;
+
 use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -208,36 +221,169 @@ fn gzip(data: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-// ---- gRPC
+type Headers<'a> = &'a [(&'static str, &'a str)];
 
-#[tokio::test]
-async fn grpc_hands_over_the_clients_bytes_under_any_encoding() {
-    let running = start(Protocol::Grpc, 1 << 30, |_| {}).await;
-    for encoding in [
-        None,
-        Some(CompressionEncoding::Gzip),
-        Some(CompressionEncoding::Zstd),
-    ] {
-        for bytes in [0, 100, 5_000, 213_000, 3 * MIB] {
-            let message = request(bytes);
-            let mut client = running.client().await;
-            if let Some(encoding) = encoding {
-                client = client.send_compressed(encoding);
-            }
-            let response = client.export(message.clone()).await.unwrap();
-            assert_eq!(response.metadata().get(VIEW).unwrap(), "0123456789abcdef");
-            assert_eq!(response.into_inner(), ExportTraceServiceResponse::default());
-            assert_eq!(
-                running.tier.messages().pop().unwrap(),
-                message.encode_to_vec(),
-                "{encoding:?} {bytes}"
-            );
-        }
+/// What a raw gRPC client got.
+#[derive(Debug)]
+struct GrpcReply {
+    http_status: u16,
+    headers: http::HeaderMap,
+    /// Of the trailers, or of the headers of a trailers-only reply.
+    status: Option<tonic::Status>,
+    /// The body, with its prefix.
+    data: Vec<u8>,
+}
+
+/// Sends `frames` as they are, one DATA frame each, with END_STREAM on the last.
+async fn raw_grpc(
+    running: &Running,
+    path: &str,
+    extra: Headers<'_>,
+    frames: &[&[u8]],
+) -> GrpcReply {
+    let stream = TcpStream::connect(running.address).await.unwrap();
+    let (sender, connection) = h2::client::Builder::new()
+        .initial_window_size(1 << 20)
+        .handshake::<_, Bytes>(stream)
+        .await
+        .unwrap();
+    let driver = tokio::spawn(connection);
+    let mut sender = sender.ready().await.unwrap();
+    let mut request =
+        http::Request::post(format!("http://{}{path}", running.address)).header("te", "trailers");
+    if !extra.iter().any(|(name, _)| *name == "content-type") {
+        request = request.header("content-type", "application/grpc");
     }
-    assert_eq!(
-        running.metric("tailring_requests_total{protocol=\"grpc\",outcome=\"accepted\"}"),
-        15.0
-    );
-    running.tier.seen.lock().unwrap().clear();
-    assert_eq!(running.budget.taken_bytes(), 0);
+    for (name, value) in extra {
+        request = request.header(*name, *value);
+    }
+    let (response, mut body) = sender
+        .send_request(request.body(()).unwrap(), frames.is_empty())
+        .unwrap();
+    for (index, frame) in frames.iter().enumerate() {
+        // An early answer ends the stream; what is left is not sent then.
+        let last = index + 1 == frames.len();
+        if body.send_data(Bytes::copy_from_slice(frame), last).is_err() {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    let (head, mut body) = response.await.unwrap().into_parts();
+    let mut data = Vec::new();
+    while let Some(chunk) = body.data().await {
+        data.extend_from_slice(&chunk.unwrap());
+    }
+    let trailers = body.trailers().await.unwrap();
+    let status = tonic::Status::from_header_map(trailers.as_ref().unwrap_or(&head.headers));
+    driver.abort();
+    GrpcReply {
+        http_status: head.status.as_u16(),
+        headers: head.headers,
+        status,
+        data,
+    }
+}
+
+const EXPORT: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
+
+fn framed(flag: u8, message: &[u8]) -> Vec<u8> {
+    let mut framed = vec![flag];
+    framed.extend_from_slice(&(message.len() as u32).to_be_bytes());
+    framed.extend_from_slice(message);
+    framed
+}
+
+fn retry_delay(status: &tonic::Status) -> Option<Duration> {
+    status.get_details_retry_info()?.retry_delay
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Version {
+    Http1,
+    Http2,
+    /// Without a content-length.
+    Chunked,
+}
+
+#[derive(Debug)]
+struct HttpReply {
+    status: u16,
+    headers: http::HeaderMap,
+    body: Bytes,
+}
+
+impl HttpReply {
+    fn google_status(&self) -> tonic_types::Status {
+        assert_eq!(
+            self.headers.get("content-type").unwrap(),
+            "application/x-protobuf"
+        );
+        tonic_types::Status::decode(&self.body[..]).unwrap()
+    }
+}
+
+async fn send(
+    running: &Running,
+    method: &str,
+    path: &str,
+    extra: Headers<'_>,
+    body: &[u8],
+    version: Version,
+) -> HttpReply {
+    use http_body_util::{BodyExt as _, Full, StreamBody};
+    let client = hyper_util::client::legacy::Client::builder(hyper_util::rt::TokioExecutor::new())
+        .http2_only(version == Version::Http2)
+        .build_http();
+    let mut request = http::Request::builder()
+        .method(method)
+        .uri(format!("http://{}{path}", running.address));
+    if !extra.iter().any(|(name, _)| *name == "content-type") {
+        request = request.header("content-type", "application/x-protobuf");
+    }
+    for (name, value) in extra {
+        request = request.header(*name, *value);
+    }
+    let body = Bytes::copy_from_slice(body);
+    let body = if version == Version::Chunked {
+        let mut body = body;
+        let frames = std::iter::from_fn(move || {
+            let part = body.split_to(body.len().min(50_000));
+            (!part.is_empty())
+                .then(|| Ok::<_, std::convert::Infallible>(http_body::Frame::data(part)))
+        });
+        StreamBody::new(Iterated(frames)).boxed()
+    } else {
+        Full::new(body).boxed()
+    };
+    let response = client.request(request.body(body).unwrap()).await.unwrap();
+    let (head, body) = response.into_parts();
+    HttpReply {
+        status: head.status.as_u16(),
+        headers: head.headers,
+        body: body.collect().await.unwrap().to_bytes(),
+    }
+}
+
+/// An iterator as a stream, without a crate for it.
+struct Iterated<I>(I);
+
+impl<I: Iterator + Unpin> tonic::codegen::tokio_stream::Stream for Iterated<I> {
+    type Item = I::Item;
+
+    fn poll_next(
+        mut self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<I::Item>> {
+        std::task::Poll::Ready(self.0.next())
+    }
+}
+
+async fn post(
+    running: &Running,
+    path: &str,
+    extra: Headers<'_>,
+    body: &[u8],
+    version: Version,
+) -> HttpReply {
+    send(running, "POST", path, extra, body, version).await
 }

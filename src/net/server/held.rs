@@ -1,0 +1,131 @@
+//! A buffer that pays for its bytes before it has them, and the message it becomes.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::net::admission::{Budget, Permit};
+use crate::net::status::{Refusal, RefusalReason};
+
+/// Reserved on a declared length alone.
+pub(super) const TRUST_BYTES: usize = 1 << 20;
+/// Room that a decoder is given at a time.
+const STEP_BYTES: usize = 256 << 10;
+
+/// A message and what it costs.
+#[derive(Debug)]
+pub(super) struct Message {
+    pub(super) bytes: Bytes,
+    pub(super) permit: Permit,
+}
+
+/// A buffer that pays for its capacity before it has it.
+pub(super) struct Held {
+    /// Its length is what was ever written or zeroed; `filled` is what counts.
+    bytes: Vec<u8>,
+    filled: usize,
+    bytes_max: usize,
+    probe: [u8; 1],
+    permit: Permit,
+}
+
+impl Held {
+    pub(super) fn new(
+        expected: usize,
+        bytes_max: usize,
+        budget: &Arc<Budget>,
+    ) -> Result<Self, Refusal> {
+        let capacity = expected.min(TRUST_BYTES).min(bytes_max);
+        let permit = take(budget, capacity)?;
+        Ok(Self {
+            bytes: Vec::with_capacity(capacity),
+            filled: 0,
+            bytes_max,
+            probe: [0],
+            permit,
+        })
+    }
+
+    /// Makes the capacity at least `needed`, doubling. While the bytes move, the old buffer and the
+    /// new one exist side by side; only the new one is paid.
+    fn reserve(&mut self, needed: usize) -> Result<(), Refusal> {
+        let capacity = self.bytes.capacity();
+        if needed <= capacity {
+            return Ok(());
+        }
+        if needed > self.bytes_max {
+            return Err(too_large(needed as u64, self.bytes_max));
+        }
+        let target = capacity.saturating_mul(2).clamp(needed, self.bytes_max);
+        let more = (target as u64).saturating_sub(self.permit.bytes());
+        if !self.permit.grow(more) {
+            return Err(pressure(more));
+        }
+        self.bytes.reserve_exact(target - self.bytes.len());
+        Ok(())
+    }
+
+    pub(super) fn extend(&mut self, chunk: &[u8]) -> Result<(), Refusal> {
+        self.reserve(self.filled + chunk.len())?;
+        self.bytes.truncate(self.filled);
+        self.bytes.extend_from_slice(chunk);
+        self.filled = self.bytes.len();
+        Ok(())
+    }
+
+    /// Up to [`STEP_BYTES`] for a decoder to write to, at least one. At the bound that is the
+    /// probe: a decoder that can fill it has proved the message too large.
+    pub(super) fn room(&mut self) -> Result<&mut [u8], Refusal> {
+        if self.filled == self.bytes_max {
+            return Ok(&mut self.probe);
+        }
+        self.reserve(self.filled + 1)?;
+        let end = (self.filled + STEP_BYTES).min(self.bytes.capacity());
+        if self.bytes.len() < end {
+            // Every byte is zeroed once, not once a step.
+            self.bytes.resize(end, 0);
+        }
+        Ok(&mut self.bytes[self.filled..end])
+    }
+
+    /// `more` bytes of the room are used.
+    pub(super) fn fill(&mut self, more: usize) -> Result<(), Refusal> {
+        self.filled += more;
+        if self.filled > self.bytes_max {
+            return Err(too_large(self.filled as u64, self.bytes_max));
+        }
+        Ok(())
+    }
+
+    pub(super) fn into_message(mut self) -> Message {
+        self.bytes.truncate(self.filled);
+        if self.filled < self.bytes.capacity() / 2 {
+            self.bytes.shrink_to_fit();
+        }
+        self.permit.shrink_to(self.bytes.capacity() as u64);
+        Message {
+            bytes: Bytes::from(self.bytes),
+            permit: self.permit,
+        }
+    }
+}
+
+pub(super) fn take(budget: &Arc<Budget>, bytes: usize) -> Result<Permit, Refusal> {
+    budget
+        .try_take(bytes as u64)
+        .ok_or_else(|| pressure(bytes as u64))
+}
+
+pub(super) fn pressure(bytes: u64) -> Refusal {
+    let detail =
+        format!("no room for {bytes} more bytes: messages in flight are at their bound; try again");
+    Refusal::new(RefusalReason::MemoryPressure, detail)
+}
+
+pub(super) fn too_large(bytes: u64, bytes_max: usize) -> Refusal {
+    let detail = format!(
+        "a message of {bytes} bytes or more, over the limit of {bytes_max} (--max-request-bytes, \
+         before and after decompression); send smaller batches"
+    );
+    Refusal::new(RefusalReason::TooLarge, detail)
+}
