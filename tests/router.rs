@@ -1,6 +1,8 @@
 //! The router against real workers: servers on port 0 that remember what they were sent and answer
 //! as a test tells them to.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
