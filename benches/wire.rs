@@ -1,6 +1,8 @@
 //! What the wire layer costs a span: each step on the two shapes of load, with prost's decode and
 //! a plain copy beside it as the ceiling and the floor. Throughput is in spans.
 
+#![allow(clippy::unwrap_used, reason = "a bench has nobody to hand an error to")]
+
 #[path = "../tests/wire/agents.rs"]
 mod agents;
 
