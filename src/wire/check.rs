@@ -125,6 +125,9 @@ impl Checker {
         depth: u32,
         nesting_max: u32,
     ) -> Result<(), RejectReason> {
+        if bytes.is_empty() {
+            return Ok(()); // as most statuses are
+        }
         // The sender chooses how deep this goes, so the walk keeps its own stack and bounds it.
         self.open.clear();
         let mut kind = kind;
@@ -172,26 +175,12 @@ impl Checker {
             }
         }
     }
-
-    /// Checks a KeyValue; the usual shape takes a short way.
-    #[inline(always)]
-    pub(super) fn attribute(
-        &mut self,
-        bytes: &[u8],
-        depth: u32,
-        nesting_max: u32,
-    ) -> Result<(), RejectReason> {
-        if plain_attribute(bytes) {
-            return Ok(());
-        }
-        self.message(bytes, Kind::KeyValue, depth, nesting_max)
-    }
 }
 
 /// Whether this is a KeyValue as every SDK writes it, with an ASCII key and one scalar value, all
 /// of it shorter than 128 bytes. `false` says nothing.
 #[inline(always)]
-fn plain_attribute(bytes: &[u8]) -> bool {
+pub(super) fn plain_attribute(bytes: &[u8]) -> bool {
     let [0x0A, key_len @ ..0x80, rest @ ..] = bytes else {
         return false;
     };
@@ -204,27 +193,33 @@ fn plain_attribute(bytes: &[u8]) -> bool {
     if value.len() != *value_len as usize {
         return false;
     }
-    let plain = match value {
-        [0x0A, len @ ..0x80, string @ ..] => string.len() == *len as usize && is_ascii(string),
-        [0x10, ..0x80] => true,
+    match value {
+        // Tags and short lengths are ASCII as well: one pass over the whole attribute does for
+        // both strings. How often its loop turns is what the processor guesses worst here.
+        [0x0A, len @ ..0x80, string @ ..] => string.len() == *len as usize && is_ascii(bytes),
+        [0x10, ..0x80] => is_ascii(key),
         // Nine bytes carry 63 bits; all ten are left to the long way.
-        [0x18, int @ .., ..0x80] => int.len() < 9 && int.iter().all(|byte| *byte >= 0x80),
-        [0x21, double @ ..] => double.len() == 8,
+        [0x18, int @ .., ..0x80] => {
+            int.len() < 9 && int.iter().all(|byte| *byte >= 0x80) && is_ascii(key)
+        }
+        [0x21, double @ ..] => double.len() == 8 && is_ascii(key),
         _ => false,
-    };
-    plain && is_ascii(key)
+    }
 }
 
-/// Attribute keys and values have 5 to 60 bytes: too short for a call to pay.
+/// Names, keys and values have 5 to 60 bytes: too short for a call to pay.
 #[inline(always)]
 fn is_ascii(bytes: &[u8]) -> bool {
     const HIGH: u64 = 0x8080_8080_8080_8080;
-    if let Some(last) = bytes.last_chunk::<8>() {
-        let mut seen = u64::from_ne_bytes(*last);
-        for chunk in bytes.as_chunks::<8>().0 {
-            seen |= u64::from_ne_bytes(*chunk);
+    const HIGHER: u128 = (HIGH as u128) << 64 | HIGH as u128;
+    if let Some(last) = bytes.last_chunk::<16>() {
+        let mut seen = u128::from_ne_bytes(*last);
+        for chunk in bytes.as_chunks::<16>().0 {
+            seen |= u128::from_ne_bytes(*chunk);
         }
-        seen & HIGH == 0
+        seen & HIGHER == 0
+    } else if let (Some(first), Some(last)) = (bytes.first_chunk::<8>(), bytes.last_chunk::<8>()) {
+        (u64::from_ne_bytes(*first) | u64::from_ne_bytes(*last)) & HIGH == 0
     } else if let (Some(first), Some(last)) = (bytes.first_chunk::<4>(), bytes.last_chunk::<4>()) {
         (u32::from_ne_bytes(*first) | u32::from_ne_bytes(*last)) & HIGH as u32 == 0
     } else {
@@ -266,5 +261,70 @@ pub(super) fn span_id(bytes: &[u8]) -> Result<Option<[u8; 8]>, RejectReason> {
         Ok(id) => Ok(Some(id)),
         Err(_) if bytes.is_empty() => Ok(None),
         Err(_) => Err(RejectReason::SpanIdLength),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// KeyValues that look plain, with a byte or two changed.
+    fn nearly_plain() -> impl Strategy<Value = Vec<u8>> {
+        let key = prop::collection::vec(b'a'..=b'z', 0..40);
+        let string = prop::collection::vec(b'a'..=b'z', 0..60)
+            .prop_map(|text| [&[0x0A, text.len() as u8], &text[..]].concat());
+        let int = any::<u64>().prop_map(|int| {
+            let mut value = vec![0x18];
+            prost::encoding::encode_varint(int, &mut value);
+            value
+        });
+        let double = any::<[u8; 8]>().prop_map(|it| [&[0x21], &it[..]].concat());
+        let bool = any::<u8>().prop_map(|it| vec![0x10, it]);
+        let value = prop_oneof![string, int, double, bool];
+        let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..3);
+        (key, value, changes).prop_map(|(key, value, changes)| {
+            let (key_len, value_len) = (key.len() as u8, value.len() as u8);
+            let mut bytes = [&[0x0A, key_len], &key[..], &[0x12, value_len], &value].concat();
+            for (at, byte) in changes {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            bytes
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn the_short_way_accepts_only_what_the_long_way_accepts(bytes in nearly_plain()) {
+            let long = Checker::default().message(&bytes, Kind::KeyValue, 4, 64);
+            prop_assert!(!plain_attribute(&bytes) || long == Ok(()));
+        }
+
+        #[test]
+        fn ascii_is_what_std_says_it_is(mut bytes in prop::collection::vec(0..0x80u8, 0..70), at: prop::sample::Index) {
+            prop_assert!(is_ascii(&bytes));
+            if !bytes.is_empty() {
+                let at = at.index(bytes.len());
+                bytes[at] |= 0x80;
+                prop_assert!(!is_ascii(&bytes));
+            }
+        }
+    }
+
+    #[test]
+    fn the_attributes_that_agents_send_take_the_short_way() {
+        let rows: [&[u8]; 4] = [
+            b"\x0A\x14gen_ai.request.model\x12\x13\x0A\x11claude-sonnet-4-5",
+            b"\x0A\x1Agen_ai.usage.output_tokens\x12\x03\x18\x9A\x05",
+            b"\x0A\x09cache.hit\x12\x02\x10\x01",
+            b"\x0A\x08duration\x12\x09\x21\x9A\x99\x99\x99\x99\x99\xB9\x3F",
+        ];
+        for row in rows {
+            assert!(plain_attribute(row), "{row:x?}");
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::model::{SpanId, TraceId};
 use crate::wire::RejectReason;
-use crate::wire::check::{Checker, Kind, SPAN_DEPTH, span_id, text, trace_id};
+use crate::wire::check::{Checker, Kind, SPAN_DEPTH, plain_attribute, span_id, text, trace_id};
 use crate::wire::field::Cursor;
 
 /// What is read of a span.
@@ -28,9 +28,19 @@ pub(super) fn check_span(
     let mut trace = None;
     let mut span = None;
     let mut parent = None;
-    while let Some(tag) = cursor.tag()? {
+    loop {
+        // Attributes come in a row and are most of a span.
+        while let [0x4A, len @ ..0x80, rest @ ..] = cursor.rest
+            && let Some((attribute, rest)) = rest.split_at_checked(*len as usize)
+            && plain_attribute(attribute)
+        {
+            cursor.rest = rest;
+        }
+        let Some(tag) = cursor.tag()? else {
+            break;
+        };
         match tag {
-            0x4A => checker.attribute(cursor.body()?, INNER, nesting_max)?,
+            0x4A => checker.message(cursor.body()?, Kind::KeyValue, INNER, nesting_max)?,
             0x0A => trace = trace_id(cursor.body()?)?,
             0x12 => span = span_id(cursor.body()?)?,
             0x22 => parent = span_id(cursor.body()?)?,
