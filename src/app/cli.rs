@@ -2,7 +2,10 @@
 
 use std::process::ExitCode;
 
+use crate::app::load::LoadArgs;
 use crate::app::settings::{RouterArgs, WorkerArgs};
+use crate::app::sink::SinkArgs;
+use crate::app::verify::VerifyArgs;
 
 /// sysexits' EX_USAGE: settings or usage are wrong, and trying again will not help.
 pub const EXIT_USAGE: u8 = 64;
@@ -24,6 +27,9 @@ pub struct ToolArgs {
 pub enum Command {
     Router(Box<RouterArgs>),
     Worker(Box<WorkerArgs>),
+    Load(Box<LoadArgs>),
+    Sink(Box<SinkArgs>),
+    Verify(Box<VerifyArgs>),
 }
 
 /// Reads the command line; help, versions and mistakes are answered here.

@@ -4,16 +4,19 @@
 //! - `tailring-to`: `name`, or `name;incarnation` with the incarnation in decimal,
 //! - `tailring-hop`: decimal,
 //! - `tailring-view`: 16 hex digits,
-//! - `tailring-surrogate-for`: `name`.
+//! - `tailring-surrogate-for`, `tailring-member`: `name`,
+//! - `tailring-verdicts-bin`: base64, as gRPC does with names in `-bin`.
 //!
 //! A value that does not read is an error, never ignored: a router that writes nonsense must not
 //! have its traces placed by chance. What the values mean is the tiers' business.
 
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::model::{Fingerprint, Incarnation, Member};
+use crate::model::{Fingerprint, Incarnation, Member, VerdictId};
 
 /// The member that a router means to reach; a reused address is found out by it.
 pub const TO: &str = "tailring-to";
@@ -40,6 +43,10 @@ pub struct RequestMetadata {
     pub surrogate_for: Option<Member>,
     /// What the client said it will wait (`grpc-timeout`).
     pub timeout: Option<Duration>,
+    /// On exports: who exports.
+    pub member: Option<Member>,
+    /// On exports: see [`VERDICTS`].
+    pub verdicts: Option<Vec<VerdictId>>,
 }
 
 impl RequestMetadata {
@@ -62,6 +69,12 @@ impl RequestMetadata {
         if let Some(member) = &self.surrogate_for {
             insert(headers, SURROGATE_FOR, member.as_str());
         }
+        if let Some(member) = &self.member {
+            insert(headers, MEMBER, member.as_str());
+        }
+        if let Some(verdicts) = &self.verdicts {
+            headers.insert(HeaderName::from_static(VERDICTS), verdicts_value(verdicts));
+        }
     }
 
     /// The error names the header and what it should have been.
@@ -79,6 +92,15 @@ impl RequestMetadata {
                 "1 to 8 digits and one of H M S m u n",
                 parse_timeout,
             )?,
+            member: read(headers, MEMBER, "a member name", |text| {
+                Member::parse(text).ok()
+            })?,
+            verdicts: read(
+                headers,
+                VERDICTS,
+                "base64 of four bytes for each trace",
+                parse_verdicts,
+            )?,
         })
     }
 }
@@ -87,6 +109,15 @@ impl RequestMetadata {
 pub fn view_value(view: Fingerprint) -> HeaderValue {
     #[expect(clippy::expect_used, reason = "16 hex digits are a header value")]
     HeaderValue::from_str(&view.to_string()).expect("hex digits")
+}
+
+/// Value of [`VERDICTS`]: one for each distinct trace of the message, in ascending order of trace
+/// ID. A receiver's bound on all headers together (16 KiB on our own servers) bounds an export to
+/// some 2900 traces that carry verdicts.
+pub fn verdicts_value(verdicts: &[VerdictId]) -> HeaderValue {
+    let bytes: Vec<u8> = verdicts.iter().flat_map(|v| v.0.to_be_bytes()).collect();
+    #[expect(clippy::expect_used, reason = "base64 is visible ASCII")]
+    HeaderValue::from_str(&STANDARD_NO_PAD.encode(bytes)).expect("base64 is a header value")
 }
 
 fn insert(headers: &mut HeaderMap, name: &'static str, text: &str) {
@@ -125,6 +156,18 @@ fn parse_to(text: &str) -> Option<(Member, Option<Incarnation>)> {
     Some((Member::parse(name).ok()?, incarnation))
 }
 
+/// gRPC lets senders pad and asks receivers to take both.
+fn parse_verdicts(text: &str) -> Option<Vec<VerdictId>> {
+    let bytes = STANDARD_NO_PAD.decode(text.trim_end_matches('=')).ok()?;
+    let (verdicts, odd) = bytes.as_chunks::<4>();
+    odd.is_empty().then(|| {
+        verdicts
+            .iter()
+            .map(|bytes| VerdictId(u32::from_be_bytes(*bytes)))
+            .collect()
+    })
+}
+
 fn parse_timeout(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
@@ -159,16 +202,20 @@ mod tests {
             hop in any::<u32>(),
             view in proptest::option::of(any::<u64>().prop_map(Fingerprint)),
             surrogate_for in proptest::option::of(member()),
+            exporter in proptest::option::of(member()),
+            verdicts in proptest::option::of(proptest::collection::vec(any::<u32>().prop_map(VerdictId), 0..600)),
         ) {
-            let written = RequestMetadata { to, hop, view, surrogate_for, timeout: None };
+            let written = RequestMetadata {
+                to, hop, view, surrogate_for, timeout: None, member: exporter, verdicts,
+            };
             let mut headers = HeaderMap::new();
             written.write_to(&mut headers);
             prop_assert_eq!(RequestMetadata::read_from(&headers), Ok(written));
         }
 
         #[test]
-        fn any_value_is_read_or_named(name in 0..5_usize, value in proptest::collection::vec(0x20_u8..=0xff, 0..30)) {
-            let name = [TO, HOP, VIEW, SURROGATE_FOR, GRPC_TIMEOUT][name];
+        fn any_value_is_read_or_named(name in 0..7_usize, value in proptest::collection::vec(0x20_u8..=0xff, 0..30)) {
+            let name = [TO, HOP, VIEW, SURROGATE_FOR, GRPC_TIMEOUT, MEMBER, VERDICTS][name];
             let mut headers = HeaderMap::new();
             if let Ok(value) = HeaderValue::from_bytes(&value) {
                 headers.insert(name, value);
@@ -206,6 +253,15 @@ mod tests {
     }
 
     #[test]
+    fn verdicts_read_with_padding_and_without() {
+        let verdicts = Ok(Some(vec![VerdictId(1), VerdictId(u32::MAX)]));
+        for text in ["AAAAAf////8", "AAAAAf////8="] {
+            assert_eq!(read_one(VERDICTS, text).map(|m| m.verdicts), verdicts);
+        }
+        assert_eq!(read_one(VERDICTS, "").map(|m| m.verdicts), Ok(Some(vec![])));
+    }
+
+    #[test]
     fn nonsense_is_refused_and_never_ignored() {
         for (name, wrong) in [
             (TO, ""),
@@ -217,6 +273,9 @@ mod tests {
             (VIEW, "12"),
             (VIEW, "zzzzzzzzzzzzzzzz"),
             (SURROGATE_FOR, "."),
+            (MEMBER, "a b"),
+            (VERDICTS, "AAA"),
+            (VERDICTS, "?"),
         ] {
             let text = read_one(name, wrong).unwrap_err();
             assert!(text.contains(name), "{text}");

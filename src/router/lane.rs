@@ -361,7 +361,7 @@ impl Lane {
             hop: 0,
             view: Some(route.view),
             surrogate_for: route.surrogate_for.clone(),
-            timeout: None,
+            ..RequestMetadata::default()
         }
         .write_to(&mut headers);
         headers

@@ -15,6 +15,7 @@ use crate::cluster::Source;
 use crate::model::Member;
 use crate::policy::{Notice, Rules};
 use crate::ring::Seed;
+use crate::worker::export::ExportTarget;
 
 /// What router and worker have in common.
 #[derive(Debug, Clone)]
@@ -48,8 +49,7 @@ pub struct WorkerConfig {
     pub log_max_bytes: ByteSize,
     pub drop_retain: Duration,
     pub decision_memory_max_bytes: ByteSize,
-    /// As written. May carry credentials: not to be logged.
-    pub export: String,
+    pub export: ExportTarget,
     /// Marked sensitive.
     pub export_headers: HeaderMap,
     pub ack: Ack,

@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::HeaderMap;
 
 use crate::app::settings::Surroundings;
 use crate::policy::{Notice, Rules};
 use crate::ring::Seed;
+use crate::worker::export::parse_headers;
 
 /// The policy file with its notices.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,41 +36,21 @@ pub(super) fn read_seed(machine: &impl Surroundings, path: &str) -> Result<Seed,
     Ok(Seed(xxhash_rust::xxh3::xxh3_64(secret)))
 }
 
-/// `name: value` lines. Problems name lines, never values.
+/// The export's own rules for headers; its mistakes name lines, never values.
 pub(super) fn read_headers(machine: &impl Surroundings, path: &str) -> Result<HeaderMap, String> {
     let content = read(machine, path, HEADER_FILE_BYTES_MAX)?;
-    let mut headers = HeaderMap::new();
-    let mut problems = Vec::new();
-    for (index, line) in content.split(|byte| *byte == b'\n').enumerate() {
-        let line = line.trim_ascii();
-        if line.is_empty() || line.starts_with(b"#") {
-            continue;
-        }
-        let number = index + 1;
-        let Some(colon) = line.iter().position(|byte| *byte == b':') else {
-            problems.push(format!("line {number} has no colon; write name: value"));
-            continue;
+    // Says nothing of the place: what is not text may be part of a secret.
+    let text = std::str::from_utf8(&content).map_err(|_| "is not UTF-8".to_owned())?;
+    parse_headers(text).map_err(|errors| {
+        let mut problem = match errors.len() {
+            1 => "has a mistake".to_owned(),
+            count => format!("has {count} mistakes"),
         };
-        let name = HeaderName::from_bytes(line[..colon].trim_ascii());
-        let value = HeaderValue::from_bytes(line[colon + 1..].trim_ascii());
-        match (name, value) {
-            (Ok(name), Ok(mut value)) => {
-                value.set_sensitive(true);
-                headers.append(name, value);
-            }
-            (Err(_), _) => problems.push(format!(
-                "line {number} does not begin with a header's name; write name: value"
-            )),
-            (_, Err(_)) => problems.push(format!(
-                "the value in line {number} has control characters, which no header can carry"
-            )),
+        for error in errors {
+            problem.push_str(&format!("\n{error}"));
         }
-    }
-    if problems.is_empty() {
-        Ok(headers)
-    } else {
-        Err(problems.join("\n"))
-    }
+        problem
+    })
 }
 
 pub(super) fn read_policies(machine: &impl Surroundings, path: &str) -> Result<PolicyFile, String> {
