@@ -286,6 +286,7 @@ fn defaults_are_those_of_the_manual() {
     assert_eq!(config.rules, Rules::keep_everything());
     assert_eq!(config.drop_retain, Duration::from_secs(120));
     assert_eq!(config.ack, Ack::Written);
+    assert_eq!(config.export, ExportTarget::Stdout);
     assert_eq!(config.trace_spans_max, 32_000);
     assert_eq!(config.trace_bytes_max, ByteSize::mib(256));
     assert!(config.shards > 0);
