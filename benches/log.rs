@@ -16,7 +16,8 @@ use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, Key
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
 use prost::Message as _;
-use tailring::log::{DiskOp, Extent, RealDisk, Space, SpaceConfig, Volume, Writer, recover};
+use tailring::log::{DiskOp, RealDisk, Space, SpaceConfig, Volume, Writer, recover};
+use tailring::model::Extent;
 use tailring::model::Moment;
 use tailring::wire::{Fragments, Scan, ScanLimits};
 
@@ -136,7 +137,7 @@ fn log(criterion: &mut Criterion) {
                     writer.recycle(bytes);
                 }
             }
-            space.take_freed()
+            space.take_freed(0)
         });
     });
 
@@ -149,7 +150,7 @@ fn log(criterion: &mut Criterion) {
         bench.iter(|| {
             let extents = append(&mut writer, &message, &scan, &fragments);
             space.release(extents);
-            let freed = space.take_freed().into_iter();
+            let freed = space.take_freed(0).into_iter();
             let unlinks = freed.map(|segment| DiskOp::Unlink { segment });
             for op in writer.take().into_iter().chain(unlinks) {
                 if let Some(buffer) = volume.apply(op).unwrap() {

@@ -20,10 +20,10 @@ mod space;
 
 use fixture::{Content, Log, Message, SMALL, decision, resource_spans, scope_spans, span, trace};
 use tailring::log::{
-    Disk, DiskOp, Extent, ReadError, RealDisk, Recovered, SegmentId, SimulatedDisk, Space,
-    SpaceConfig, Writer, recover,
+    Disk, DiskOp, ReadError, RealDisk, Recovered, SimulatedDisk, Space, SpaceConfig, Writer,
+    recover,
 };
-use tailring::model::{FragmentHash, Moment};
+use tailring::model::{Extent, FragmentHash, Moment, SegmentId};
 
 fn appends_and_reads_back<D: Disk>(disk: D) {
     let (mut log, _, _) = Log::open(disk, SMALL);

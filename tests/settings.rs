@@ -16,6 +16,7 @@ use tailring::app::settings::{
     Ack, ByteSize, Machine, RouterArgs, RouterConfig, WorkerArgs, WorkerConfig,
 };
 use tailring::policy::Rules;
+use tailring::worker::export::ExportTarget;
 
 const TOOL: &str = env!("CARGO_BIN_EXE_tailring");
 const ROUTER: &str = env!("CARGO_BIN_EXE_tailring-router");
@@ -86,8 +87,9 @@ tailring-worker: 21 settings are wrong; nothing was started
   --decision-memory-max-bytes (TAILRING_DECISION_MEMORY_MAX_BYTES) = 0: is outside what works; write a size from 1MiB to 1TiB
   --export (TAILRING_EXPORT): is missing
       write where kept traces go, for example grpcs://otlp.example.com:443, or stdout to look at them
-  --export-header-file (TAILRING_EXPORT_HEADER_FILE) = {headers}: line 3 has no colon; write name: value
-      the value in line 4 has control characters, which no header can carry
+  --export-header-file (TAILRING_EXPORT_HEADER_FILE) = {headers}: has 2 mistakes
+      line 3: there is no colon; write name: value
+      line 4: the value of x has a character that is not printable ASCII
   --ack (TAILRING_ACK) = sometimes: is neither written (survives this process) nor synced (survives the host)
   --max-trace-spans (TAILRING_MAX_TRACE_SPANS) = 0: is not a count; write a whole number from 1 to 100000000, for example 32000
   --max-trace-bytes (TAILRING_MAX_TRACE_BYTES) = 1.5GiB: is not a whole number; use a smaller unit, for example 1536MiB for 1.5GiB
@@ -151,7 +153,7 @@ fn files_that_are_not_there_are_settings_mistakes() {
             "--workers",
             "static://a=127.0.0.1:1",
             "--export",
-            "stdout",
+            "https://u:t0p@x",
             "--policies",
             "/nowhere/p",
             "--ring-seed-file",
@@ -166,7 +168,12 @@ fn files_that_are_not_there_are_settings_mistakes() {
     );
     let report = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(64));
-    assert!(report.contains("4 settings are wrong"), "{report}");
+    assert!(report.contains("5 settings are wrong"), "{report}");
+    assert!(
+        report.contains("has a user or a password in it"),
+        "{report}"
+    );
+    assert!(!report.contains("t0p"), "{report}");
     for path in ["/nowhere/p", "/nowhere/s", "/nowhere/h"] {
         let line = format!("= {path}: cannot be read: No such file");
         assert!(report.contains(&line), "{report}");
@@ -279,6 +286,7 @@ fn defaults_are_those_of_the_manual() {
     assert_eq!(config.rules, Rules::keep_everything());
     assert_eq!(config.drop_retain, Duration::from_secs(120));
     assert_eq!(config.ack, Ack::Written);
+    assert_eq!(config.export, ExportTarget::Stdout);
     assert_eq!(config.trace_spans_max, 32_000);
     assert_eq!(config.trace_bytes_max, ByteSize::mib(256));
     assert!(config.shards > 0);

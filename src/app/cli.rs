@@ -16,7 +16,7 @@ pub const EXIT_USAGE: u8 = 64;
     name = "tailring",
     version,
     after_long_help = "Exit codes: 0 when all is well, 64 when settings or usage are wrong, 1 for \
-                       everything else."
+                       everything else; load and verify explain their own."
 )]
 pub struct ToolArgs {
     #[command(subcommand)]
@@ -27,9 +27,9 @@ pub struct ToolArgs {
 pub enum Command {
     Router(Box<RouterArgs>),
     Worker(Box<WorkerArgs>),
-    Load(LoadArgs),
-    Sink(SinkArgs),
-    Verify(VerifyArgs),
+    Load(Box<LoadArgs>),
+    Sink(Box<SinkArgs>),
+    Verify(Box<VerifyArgs>),
 }
 
 /// Reads the command line; help, versions and mistakes are answered here.

@@ -1,4 +1,5 @@
-//! Where everything is put together: settings, logs, the admin pages, signals, and the two tiers.
+//! Where everything is put together: settings, logs, the admin pages, signals, the two tiers, and
+//! the tools that load them and check what came of it.
 //!
 //! A process goes one way: arguments as written → settings as meant (all mistakes at once, exit
 //! 64) → logs → signals → the tier → drained → exit 0. Nothing below this folder reads a setting,
@@ -62,19 +63,22 @@ pub fn tool_main(args: ToolArgs) -> ExitCode {
     match args.command {
         Command::Router(args) => router_main(&args),
         Command::Worker(args) => worker_main(&args),
-        Command::Load(args) => tool(load::run(args)),
-        Command::Sink(args) => tool(sink::run(args)),
-        Command::Verify(args) => tool(verify::run(args)),
+        Command::Load(args) => run_tool(load::run(*args)),
+        Command::Sink(args) => run_tool(sink::run(*args)),
+        Command::Verify(args) => run_tool(verify::run(*args)),
     }
 }
 
-/// A tool in the foreground: its output is for people, its errors are one line.
-fn tool(run: impl Future<Output = anyhow::Result<ExitCode>>) -> ExitCode {
-    let outcome = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
+/// A tool talks to people on stdout; its log is only what went wrong underneath.
+fn run_tool(tool: impl Future<Output = anyhow::Result<ExitCode>>) -> ExitCode {
+    let outcome = telemetry::start(&LogFilter::warnings())
         .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(run));
+        .and_then(|_| Ok(tokio::runtime::Runtime::new()?))
+        .and_then(|runtime| {
+            let outcome = runtime.block_on(tool);
+            runtime.shutdown_background();
+            outcome
+        });
     outcome.unwrap_or_else(|failure| {
         complain(&format!("tailring: {failure:#}"));
         ExitCode::FAILURE

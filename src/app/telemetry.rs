@@ -33,6 +33,13 @@ impl Default for LogFilter {
     }
 }
 
+impl LogFilter {
+    /// For tools, whose output is not a log.
+    pub fn warnings() -> Self {
+        Self(Targets::new().with_default(LevelFilter::WARN))
+    }
+}
+
 impl FromStr for LogFilter {
     type Err = LogFilterError;
 

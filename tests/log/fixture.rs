@@ -10,10 +10,12 @@ use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
 use prost::Message as _;
 use tailring::log::{
-    DecisionRecord, Disk, DiskOp, Extent, Recovered, RecoveryReport, Space, SpaceConfig,
-    StoredFragment, Volume, Writer, recover,
+    Disk, DiskOp, Recovered, RecoveryReport, Space, SpaceConfig, StoredFragment, Volume, Writer,
+    recover,
 };
-use tailring::model::{FragmentHash, Moment, Threshold, TraceId, Verdict, VerdictId};
+use tailring::model::{
+    Decision, Extent, FragmentHash, Moment, Threshold, TraceId, Verdict, VerdictId,
+};
 use tailring::wire::{FragmentView, Fragments, Scan, ScanLimits};
 
 /// One request, scanned and grouped.
@@ -110,8 +112,8 @@ pub(crate) fn resource_spans(service: &str, scope_spans: Vec<ScopeSpans>) -> Res
     }
 }
 
-pub(crate) fn decision(n: u32) -> DecisionRecord {
-    DecisionRecord {
+pub(crate) fn decision(n: u32) -> Decision {
+    Decision {
         trace: trace(u64::from(n)),
         verdict: if n.is_multiple_of(2) {
             Verdict::Keep
@@ -120,7 +122,7 @@ pub(crate) fn decision(n: u32) -> DecisionRecord {
         },
         id: VerdictId(n),
         threshold: Threshold::from_bits(u64::from(n) << 20).unwrap(),
-        policy: u16::MAX,
+        policy: None,
         rules_version: 3,
         decided_at: Moment::from_unix_millis(u64::from(n)),
     }
@@ -257,12 +259,14 @@ impl<D: Disk> Log<D> {
 
     /// Unlinks what may go; gives it.
     pub(crate) fn free(&self) -> Vec<u32> {
-        let freed = self.space.take_freed();
-        for segment in &freed {
-            let segment = *segment;
-            self.volume.apply(DiskOp::Unlink { segment }).unwrap();
+        let mut freed = Vec::new();
+        for shard in 0..self.writers.len() {
+            for segment in self.space.take_freed(shard as u16) {
+                self.volume.apply(DiskOp::Unlink { segment }).unwrap();
+                freed.push(segment.0);
+            }
         }
-        freed.iter().map(|segment| segment.0).collect()
+        freed
     }
 
     pub(crate) fn read(&self, extents: &[Extent]) -> Vec<Content> {

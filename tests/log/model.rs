@@ -7,8 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
-use tailring::log::{DiskOp, Extent, ReadError, Recovered, SegmentId, SimulatedDisk};
+use tailring::log::{DiskOp, ReadError, Recovered, SimulatedDisk};
 use tailring::model::FragmentHash;
+use tailring::model::{Extent, SegmentId};
 
 use crate::fixture::{Content, Log, Message, SMALL, decision, trace};
 
@@ -286,7 +287,8 @@ impl Model {
     }
 
     fn free(&mut self) {
-        for segment in self.log.space.take_freed() {
+        let shards = 0..self.log.writers.len() as u16;
+        for segment in shards.flat_map(|shard| self.log.space.take_freed(shard)) {
             let holds_live = self
                 .entries
                 .iter()

@@ -1,10 +1,10 @@
 //! Which segments go, when, and the byte bound.
 
 use tailring::log::{
-    Disk, DiskOp, Extent, RealDisk, SegmentId, SimulatedDisk, Space, SpaceConfig, Volume, Writer,
-    recover,
+    Disk, DiskOp, RealDisk, SimulatedDisk, Space, SpaceConfig, Volume, Writer, recover,
 };
 use tailring::model::Moment;
+use tailring::model::{Extent, SegmentId};
 
 use crate::fixture::{Log, Message, SMALL, decision, trace};
 
@@ -88,11 +88,11 @@ fn what_one_shard_is_unlinking_another_shards_younger_segment_waits_for() {
     let (mut log, _, _) = Log::open(disk.clone(), SMALL);
     let new = segment(&mut log, 1); // 2
     log.space.release(old);
-    let first = log.space.take_freed();
+    let first = log.space.take_freed(0);
     assert_eq!(first, [SegmentId(1)]);
     let used = log.space.used_bytes();
     log.space.release(new);
-    assert!(log.space.take_freed().is_empty(), "1 is still on disk");
+    assert!(log.space.take_freed(1).is_empty(), "1 is still on disk");
     let younger = DiskOp::Unlink {
         segment: SegmentId(2),
     };
@@ -286,7 +286,7 @@ fn a_space_without_recovery_counts_a_segment_as_gone_when_it_hands_it_out() {
             volume.apply(op).unwrap();
         }
         space.release([extent]);
-        assert_eq!(space.take_freed(), [extent.segment]);
+        assert_eq!(space.take_freed(0), [extent.segment]);
         assert_eq!(space.used_bytes(), 0);
     }
     assert!(recover(&Volume::new(SimulatedDisk::new(2)), &space, &mut |_| {}).is_ok());

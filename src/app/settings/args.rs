@@ -1,5 +1,10 @@
 //! Settings as they were written: only text, nothing looked up, nothing judged.
 
+#![allow(
+    rustdoc::bare_urls,
+    reason = "these comments are the help, and <> would show in it"
+)]
+
 /// What router and worker have in common.
 #[derive(clap::Args, Debug, Clone, Default)]
 #[command(next_help_heading = "Both tiers")]
@@ -117,7 +122,7 @@ pub struct WorkerArgs {
     /// Must be one of the names that --workers finds, and stay the same over restarts: the ring is
     /// keyed on it. Lower case, without a dot at the end. The default is the kernel's host name,
     /// completed from /etc/hosts as `hostname -f` does; for a pod of a StatefulSet that is
-    /// <pod>.<service>.<namespace>.svc.<cluster domain>.
+    /// POD.SERVICE.NAMESPACE.svc.CLUSTER-DOMAIN.
     #[arg(long, env = "TAILRING_NAME", value_name = "NAME")]
     pub name: Option<String>,
 

@@ -18,7 +18,6 @@ pub(super) struct PolicyFile {
 
 const SEED_BYTES_MIN: usize = 16;
 const SEED_FILE_BYTES_MAX: u64 = 4 << 10;
-/// Servers commonly take 8 KiB of headers; a file of more than this is another file.
 const HEADER_FILE_BYTES_MAX: u64 = 64 << 10;
 /// A ConfigMap holds one MiB.
 const POLICY_FILE_BYTES_MAX: u64 = 4 << 20;
@@ -34,17 +33,23 @@ pub(super) fn read_seed(machine: &impl Surroundings, path: &str) -> Result<Seed,
             secret.len()
         ));
     }
-    Ok(Seed::from_secret(secret))
+    Ok(Seed(xxhash_rust::xxh3::xxh3_64(secret)))
 }
 
-/// `name: value` lines. Problems name lines, never values.
+/// The export's own rules for headers; its mistakes name lines, never values.
 pub(super) fn read_headers(machine: &impl Surroundings, path: &str) -> Result<HeaderMap, String> {
     let content = read(machine, path, HEADER_FILE_BYTES_MAX)?;
-    let text = std::str::from_utf8(&content)
-        .map_err(|error| format!("is not UTF-8 at byte {}", error.valid_up_to()))?;
-    parse_headers(text).map_err(|problems| {
-        let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
-        problems.join("\n")
+    // Says nothing of the place: what is not text may be part of a secret.
+    let text = std::str::from_utf8(&content).map_err(|_| "is not UTF-8".to_owned())?;
+    parse_headers(text).map_err(|errors| {
+        let mut problem = match errors.len() {
+            1 => "has a mistake".to_owned(),
+            count => format!("has {count} mistakes"),
+        };
+        for error in errors {
+            problem.push_str(&format!("\n{error}"));
+        }
+        problem
     })
 }
 

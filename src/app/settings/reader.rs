@@ -18,7 +18,7 @@ use crate::cluster::Source;
 use crate::model::{Member, parse_go_duration};
 use crate::policy::Rules;
 use crate::ring::Seed;
-use crate::worker::export::ExportTarget;
+use crate::worker::export::{ExportTarget, ExportTargetError};
 
 /// Two segments a shard are the log's reserve for control records and compaction; with less than
 /// one more a shard could not take a single span.
@@ -347,22 +347,19 @@ impl<'a, S: Surroundings> Reader<'a, S> {
     }
 
     fn export(&mut self, value: Option<&str>) -> Option<ExportTarget> {
-        match value.map(str::trim) {
-            Some(text) if !text.is_empty() => text
-                .parse()
-                .map_err(|error| self.note("--export", value, error))
-                .ok(),
-            _ => {
-                self.note_with(
-                    "--export",
-                    None,
-                    "is missing",
-                    "write where kept traces go, for example grpcs://otlp.example.com:443, or \
-                     stdout to look at them",
-                );
-                None
-            }
-        }
+        let Some(text) = value.filter(|text| !text.trim().is_empty()) else {
+            self.note_with(
+                "--export",
+                None,
+                "is missing",
+                "write where kept traces go, for example grpcs://otlp.example.com:443, or stdout \
+                 to look at them",
+            );
+            return None;
+        };
+        text.parse()
+            .map_err(|error: ExportTargetError| self.note("--export", value, error))
+            .ok()
     }
 
     fn export_headers(&mut self, value: Option<&str>) -> Option<HeaderMap> {
