@@ -1,5 +1,12 @@
 //! `wire` against prost and against a plain oracle, on lawful, strange and broken bytes.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests fail by panicking; clippy knows only the test functions themselves"
+)]
+
 #[path = "wire/agents.rs"]
 mod agents;
 #[path = "wire/bad_input.rs"]
@@ -392,7 +399,8 @@ fn scope_trace(message: &[u8], index: usize) -> [u8; 16] {
 #[test]
 fn the_fuzz_corpora_hold() {
     let corpora = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
-    let targets: [(&str, fn(&[u8])); 3] = [
+    type Claim = fn(&[u8]);
+    let targets: [(&str, Claim); 3] = [
         ("scan", claims::scan_accepts_only_what_prost_decodes),
         ("fragment", claims::fragments_are_requests_of_their_own),
         ("split", claims::split_keeps_every_fragment),

@@ -64,7 +64,14 @@ pub fn spans_in(section: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
 pub fn span_id_of(span: &[u8]) -> Option<SpanId> {
     let mut cursor = Cursor::new(span);
     let mut id = None;
-    while let Some(tag) = cursor.tag().ok()? {
+    loop {
+        // Attributes are most of a span: skip a row of short ones at once.
+        while let [0x4A, len @ ..0x80, rest @ ..] = cursor.rest {
+            cursor.rest = rest.get(usize::from(*len)..)?;
+        }
+        let Some(tag) = cursor.tag().ok()? else {
+            break;
+        };
         if tag == 0x12 {
             id = Some(cursor.body().ok()?); // the last one wins, so read on
         } else {

@@ -18,6 +18,9 @@ fn put(tag: &[u8], body: &[u8]) -> Vec<u8> {
     out
 }
 
+/// Numbers of a message's fields and their wire types.
+type Fields = &'static [(u8, u8)];
+
 /// A request of one span with `fields` behind its IDs.
 fn with_span(fields: &[u8]) -> Vec<u8> {
     let span = [&put(&[0x0A], &TRACE)[..], &put(&[0x12], &SPAN), fields].concat();
@@ -307,7 +310,7 @@ fn a_known_field_with_the_wrong_wire_type_is_malformed_as_it_is_for_prost() {
             .rev()
             .fold(field, |inner, &tag| put(&[tag], &inner))
     };
-    let messages: [(&str, &[u8], &[(u8, u8)]); 10] = [
+    let messages: [(&str, &[u8], Fields); 10] = [
         ("event", &[0x5A], &[(1, 1), (2, 2), (3, 2), (4, 0)]),
         (
             "link",
@@ -385,7 +388,7 @@ fn a_known_field_with_the_wrong_wire_type_is_malformed_as_it_is_for_prost() {
         "varint flags",
     );
     // Headers: resource and scope.
-    let headers: [(u8, &[(u8, u8)]); 2] = [
+    let headers: [(u8, Fields); 2] = [
         (2, &[(1, 2), (2, 0), (3, 2)]),
         (3, &[(1, 2), (2, 2), (3, 2), (4, 0)]),
     ];
@@ -518,19 +521,11 @@ fn nesting_is_refused_before_prost_would_refuse_the_batch() {
 #[test]
 fn groups_nested_too_deep_are_refused_where_prost_refuses_them() {
     for levels in 1..110 {
-        let groups = [
-            vec![0x93, 0x01].repeat(levels),
-            vec![0x94, 0x01].repeat(levels),
-        ]
-        .concat();
+        let groups = [[0x93, 0x01].repeat(levels), [0x94, 0x01].repeat(levels)].concat();
         let accepted = read(&with_span(&groups)).unwrap().is_whole();
         assert_eq!(accepted, levels <= 95, "{levels}");
     }
-    let many = [
-        vec![0x93, 0x01].repeat(100_000),
-        vec![0x94, 0x01].repeat(100_000),
-    ]
-    .concat();
+    let many = [[0x93, 0x01].repeat(100_000), [0x94, 0x01].repeat(100_000)].concat();
     check_rejected(
         &with_span(&many),
         Some(RejectReason::NestedTooDeep),

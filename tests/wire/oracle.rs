@@ -91,8 +91,8 @@ fn open(message: &[u8], child: u64) -> (Vec<u8>, Vec<&[u8]>) {
 }
 
 pub(crate) fn trace_of(span: &[u8]) -> Vec<u8> {
-    let ids = fields(span).into_iter().filter(|it| it.number == 1);
-    ids.last().unwrap().body.unwrap().to_vec()
+    let mut ids = fields(span).into_iter().filter(|it| it.number == 1);
+    ids.next_back().unwrap().body.unwrap().to_vec()
 }
 
 pub(crate) fn spans(message: &[u8]) -> Vec<Placed> {
