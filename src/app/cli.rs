@@ -51,6 +51,23 @@ pub fn parse<A: clap::Parser>() -> Result<A, ExitCode> {
 /// what they hold. And `-1` is a wrong count, not an unknown flag.
 fn prepared(command: clap::Command) -> clap::Command {
     command
-        .mut_args(|arg| arg.hide_env_values(true).allow_negative_numbers(true))
+        .mut_args(|arg| {
+            let takes_value = arg.get_action().takes_values();
+            arg.hide_env_values(true)
+                .allow_negative_numbers(takes_value)
+        })
         .mut_subcommands(prepared)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// clap checks a command only when it is built, and a subcommand only when it is used.
+    #[test]
+    fn every_command_line_is_sound() {
+        prepared(ToolArgs::command()).debug_assert();
+    }
 }

@@ -116,7 +116,10 @@ async fn every_refusal_of_a_tier_has_its_code_and_retry_info_only_if_retryable()
         grpc.tier.answer(Answer::Refuse(refusal.clone()));
         let status = client.export(request(100)).await.unwrap_err();
         assert_eq!(status.code(), reason.grpc_code(), "{reason:?}");
-        assert_eq!(status.message(), "50 % naïve\nlines");
+        assert_eq!(
+            status.message(),
+            format!("{}: 50 % naïve\nlines", reason.label())
+        );
         assert_eq!(retry_delay(&status), reason.retry_after(), "{reason:?}");
         assert_eq!(status.metadata().get(VIEW).unwrap(), "0123456789abcdef");
 
