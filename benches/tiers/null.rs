@@ -5,7 +5,7 @@
 //! decoded.
 
 use std::convert::Infallible;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -37,8 +37,11 @@ pub(crate) fn serve(addresses: &str, codec: Codec) {
     let admin = TcpListener::bind(admin).unwrap();
     std::thread::spawn(move || {
         for mut stream in admin.incoming().flatten() {
+            // Closing with the request unread would reset the connection under the answer.
+            let mut request = [0; 1024];
+            let _ = stream.read(&mut request);
             let count = told.load(Ordering::Relaxed);
-            write!(stream, "HTTP/1.0 200 OK\r\n\r\n{count}\n").ok();
+            write!(stream, "HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n\r\n{count}\n").ok();
         }
     });
     let runtime = tokio::runtime::Builder::new_multi_thread()
