@@ -593,6 +593,24 @@ async fn headers_are_paid_for_when_a_part_is_cut_again_for_stand_ins() {
 }
 
 #[tokio::test]
+async fn a_router_is_not_the_worker_that_another_router_means() {
+    let worker = Worker::start("w-0").await;
+    let mut fixture = Fixture::new(patient(), [&worker]);
+    let message = fixture.for_owner(&worker, "span", 0);
+    let request = IngestRequest {
+        permit: fixture.budget.try_take(message.len() as u64).unwrap(),
+        message: message.into(),
+        metadata: RequestMetadata {
+            to: Some((worker.member.clone(), None)),
+            ..RequestMetadata::default()
+        },
+    };
+    let refusal = refused(Ok(fixture.router.ingest(request).await));
+    assert_eq!(refusal.reason, RefusalReason::WrongMember);
+    assert!(worker.seen().is_empty());
+}
+
+#[tokio::test]
 async fn an_empty_ring_is_a_reason_to_come_again() {
     let mut fixture = Fixture::new(patient(), []);
     let traces = fixture.traces(1);
