@@ -266,7 +266,8 @@ impl Lane {
     }
 
     async fn attempt(&self, batch: &Batch) -> Answer {
-        let timeout = self.surroundings.config.attempt_timeout;
+        let bytes = batch.parts.iter().map(|part| part.message.len()).sum();
+        let timeout = self.surroundings.config.attempt_timeout_for(bytes);
         let metadata = self.metadata(&batch.route);
         Answer::of(self.client.export(batch.pieces(), &metadata, timeout).await)
     }
