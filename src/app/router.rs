@@ -1,7 +1,10 @@
 //! Puts a router together.
 
+use std::time::Duration;
+
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
+use tokio::time::sleep;
 
 use crate::app::otlp::OtlpListeners;
 use crate::app::settings::{RouterConfig, SharedConfig};
@@ -11,6 +14,11 @@ use crate::net::admission::{Budget, BudgetMetrics};
 use crate::net::server::ServerMetrics;
 use crate::router::{self, Router, RouterMetrics};
 use crate::wire::ScanLimits;
+
+/// So long new connections are still taken after SIGTERM, while readiness says no: Kubernetes sends
+/// the signal and takes the pod out of its endpoints at the same time, and not every node hears of
+/// the second at once. With the drain deadline of 20 s it stays within the 30 s of grace.
+const LINGER: Duration = Duration::from_secs(3);
 
 /// One slow worker must not hold everything that this process may hold.
 const LANES_A_BUDGET: u64 = 4;
@@ -46,11 +54,19 @@ async fn start(
         health: listeners.health(),
         // Lanes live in requests: when the last one is answered, nothing is left.
         done: Box::pin(async move {
-            listeners.serve(stopping).await;
+            let (close, closing) = watch::channel(false);
+            tokio::join!(listeners.serve(closing), linger(stopping, close));
             drop(router);
             Ok(())
         }),
     })
+}
+
+async fn linger(mut stopping: watch::Receiver<bool>, close: watch::Sender<bool>) {
+    // Who no longer could say stop has stopped.
+    drop(stopping.wait_for(|stop| *stop).await);
+    sleep(LINGER).await;
+    close.send_replace(true);
 }
 
 fn bounds(shared: &SharedConfig, budget: &Budget) -> router::RouterConfig {
