@@ -509,6 +509,107 @@ async fn what_cannot_be_read_or_is_too_much_is_refused_and_nothing_is_accepted_a
     );
 }
 
+/// One resource with a header of `header_bytes` above one span for each of the traces.
+fn below_one_header(rng: &mut StdRng, traces: &[TraceId], header_bytes: usize) -> Vec<u8> {
+    let mut request =
+        ExportTraceServiceRequest::decode(&request(rng, traces, "span", 0)[..]).unwrap();
+    let spans = request
+        .resource_spans
+        .iter_mut()
+        .flat_map(|resource| std::mem::take(&mut resource.scope_spans[0].spans))
+        .collect();
+    request.resource_spans.truncate(1);
+    let resource = &mut request.resource_spans[0];
+    resource.resource.as_mut().unwrap().attributes[0].value = text(&"x".repeat(header_bytes));
+    resource.scope_spans[0].spans = spans;
+    request.encode_to_vec()
+}
+
+#[tokio::test]
+async fn headers_that_are_copied_into_every_part_are_paid_for_while_the_parts_live() {
+    const HEADER: u64 = 1 << 20;
+    let workers = workers(&["w-0", "w-1", "w-2", "w-3"]).await;
+    for worker in &workers {
+        worker.react(|_| Reaction::Gate);
+    }
+    let mut fixture = Fixture::new(patient(), &workers);
+    let traces: Vec<_> = workers.iter().map(|w| fixture.trace_of(w)).collect();
+    let message = below_one_header(&mut fixture.rng, &traces, HEADER as usize);
+
+    fixture.budget = Budget::new(4 * HEADER);
+    let refusal = refused(fixture.send(message.clone()).await);
+    assert_eq!(refusal.reason, RefusalReason::MemoryPressure);
+    assert!(refusal.retry_after.is_some());
+    assert_eq!(fixture.budget.taken_bytes(), 0);
+    assert!(workers.iter().all(|worker| worker.seen().is_empty()));
+
+    fixture.budget = Budget::new(4 * HEADER + 10_000);
+    let answer = fixture.send(message);
+    for worker in &workers {
+        until("the part", || worker.seen().len() == 1).await;
+    }
+    let taken = fixture.budget.taken_bytes();
+    assert!(taken >= 4 * HEADER, "{taken}");
+    for worker in &workers {
+        worker.let_through(1);
+    }
+    accepted(answer.await);
+    until("the bytes are given back", || {
+        fixture.budget.taken_bytes() == 0
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn headers_are_paid_for_when_a_part_is_cut_again_for_stand_ins() {
+    const HEADER: u64 = 1 << 20;
+    let mut workers = workers(&["w-0", "w-1", "w-2"]).await;
+    for worker in &workers {
+        worker.react(|_| Reaction::Gate);
+    }
+    workers.push(dead("w-3").await);
+    let mut fixture = Fixture::new(patient(), &workers);
+    let traces: Vec<_> = (0..40).map(|_| fixture.trace_of(&workers[3])).collect();
+    let message = below_one_header(&mut fixture.rng, &traces, HEADER as usize);
+
+    fixture.budget = Budget::new(5 * HEADER);
+    let answer = fixture.send(message);
+    for worker in &workers[..3] {
+        until("the part", || worker.seen().len() == 1).await;
+    }
+    let taken = fixture.budget.taken_bytes();
+    assert!(
+        (3 * HEADER..4 * HEADER).contains(&taken),
+        "one part was cut into three: {taken}"
+    );
+    for worker in &workers[..3] {
+        worker.let_through(1);
+    }
+    accepted(answer.await);
+    until("the bytes are given back", || {
+        fixture.budget.taken_bytes() == 0
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_router_is_not_the_worker_that_another_router_means() {
+    let worker = Worker::start("w-0").await;
+    let mut fixture = Fixture::new(patient(), [&worker]);
+    let message = fixture.for_owner(&worker, "span", 0);
+    let request = IngestRequest {
+        permit: fixture.budget.try_take(message.len() as u64).unwrap(),
+        message: message.into(),
+        metadata: RequestMetadata {
+            to: Some((worker.member.clone(), None)),
+            ..RequestMetadata::default()
+        },
+    };
+    let refusal = refused(Ok(fixture.router.ingest(request).await));
+    assert_eq!(refusal.reason, RefusalReason::WrongMember);
+    assert!(worker.seen().is_empty());
+}
+
 #[tokio::test]
 async fn an_empty_ring_is_a_reason_to_come_again() {
     let mut fixture = Fixture::new(patient(), []);

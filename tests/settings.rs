@@ -135,7 +135,7 @@ fn mistakes_between_settings_are_found_too() {
     for part in [
         "tailring-router: 3 settings are wrong",
         "--memory-limit (TAILRING_MEMORY_LIMIT) = 100MiB: is too small for requests of 64MiB; \
-         write at least 128MiB, or a smaller --max-request-bytes",
+         write at least 192MiB, or a smaller --max-request-bytes",
         "--listen-http (TAILRING_LISTEN_HTTP) = 127.0.0.1:5000: is the address of --listen-grpc \
          as well; give each its own port",
         "--workers (TAILRING_WORKERS) = ftp://…@x: ",
@@ -143,6 +143,13 @@ fn mistakes_between_settings_are_found_too() {
         assert!(report.contains(part), "{part}\nis not in\n{report}");
     }
     assert!(!report.contains("secret"), "{report}");
+
+    // Half of the limit is for requests, and one that fills it has a decoder beside it.
+    let small = ["--memory-limit", "16MiB", "--max-request-bytes", "1MiB"];
+    let output = run(TOOL, &[&["router"][..], &small].concat());
+    let report = String::from_utf8_lossy(&output.stderr).into_owned();
+    let part = "is too small for requests of 1MiB; write at least 32MiB";
+    assert!(report.contains(part), "{report}");
 }
 
 #[test]

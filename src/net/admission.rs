@@ -25,7 +25,8 @@ pub struct Budget {
 #[derive(Debug)]
 pub struct Permit {
     budget: Arc<Budget>,
-    bytes: u64,
+    /// Atomic because parts of one message share its permit, and may need more.
+    bytes: AtomicU64,
 }
 
 impl Budget {
@@ -41,7 +42,7 @@ impl Budget {
     pub fn try_take(self: &Arc<Self>, bytes: u64) -> Option<Permit> {
         self.take(bytes).then(|| Permit {
             budget: Arc::clone(self),
-            bytes,
+            bytes: AtomicU64::new(bytes),
         })
     }
 
@@ -83,29 +84,40 @@ impl Budget {
 
 impl Permit {
     pub fn bytes(&self) -> u64 {
-        self.bytes
+        self.bytes.load(Ordering::Relaxed)
     }
 
     /// Takes `more` in addition; false (and unchanged) when they are not there.
-    pub fn grow(&mut self, more: u64) -> bool {
+    pub fn grow(&self, more: u64) -> bool {
         let there = self.budget.take(more);
         if there {
-            self.bytes += more;
+            self.bytes.fetch_add(more, Ordering::Relaxed);
         }
         there
     }
 
+    /// Gives back `less`; all that is held when that is fewer.
+    pub fn shrink_by(&self, less: u64) {
+        let held = self
+            .bytes
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| {
+                Some(held.saturating_sub(less))
+            });
+        let (Ok(held) | Err(held)) = held; // never `Err`: the closure always has a value
+        self.budget
+            .taken
+            .fetch_sub(less.min(held), Ordering::Relaxed);
+    }
+
     /// Gives back all but `bytes`; nothing happens when fewer are held.
     pub fn shrink_to(&mut self, bytes: u64) {
-        let less = self.bytes.saturating_sub(bytes);
-        self.budget.taken.fetch_sub(less, Ordering::Relaxed);
-        self.bytes -= less;
+        self.shrink_by(self.bytes().saturating_sub(bytes));
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.budget.taken.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.budget.taken.fetch_sub(self.bytes(), Ordering::Relaxed);
     }
 }
 
@@ -175,6 +187,11 @@ mod tests {
         first.shrink_to(10);
         first.shrink_to(50);
         assert_eq!((first.bytes(), budget.taken_bytes()), (10, 10));
+        assert!(first.grow(20));
+        first.shrink_by(25);
+        assert_eq!((first.bytes(), budget.taken_bytes()), (5, 5));
+        first.shrink_by(25);
+        assert_eq!((first.bytes(), budget.taken_bytes()), (0, 0));
         drop(first);
         assert_eq!((budget.taken_bytes(), budget.peak_bytes()), (0, 100));
         assert!(budget.try_take(u64::MAX).is_none());

@@ -122,7 +122,8 @@ impl Answer {
 }
 
 /// The reason with which a Tailring worker begins the text of a refusal, and the rest of it:
-/// `log_full: ...`. Other receivers' texts have none.
+/// `log_full: ...`. Labels are plain ASCII, so percent-encoding leaves them alone. Other receivers'
+/// texts have none; should one, it is taken for what it says.
 fn reason_in(message: &str) -> Option<(RefusalReason, &str)> {
     let (label, detail) = message.split_once(": ")?;
     RefusalReason::ALL
@@ -198,6 +199,15 @@ mod tests {
                 None,
                 RpcOutcome::Refused,
             ),
+            // Only a whole label counts, and only at the start.
+            ("UNAVAILABLE", "log_fuller: x", later, RpcOutcome::Refused),
+            (
+                "UNAVAILABLE",
+                "proxy: log_full: x",
+                later,
+                RpcOutcome::Refused,
+            ),
+            ("UNAVAILABLE", "log_full", later, RpcOutcome::Refused),
             (
                 "UNIMPLEMENTED",
                 "no such service",

@@ -51,8 +51,10 @@ impl Circuit {
         self.next_probe = Some(now + self.probe_interval);
     }
 
-    /// The worker may be somewhere else now: asks at once.
-    pub(crate) fn hurry(&mut self, now: Instant) {
+    /// The worker is somewhere else now. Old strikes were against the old address, and an open
+    /// circuit asks at once.
+    pub(crate) fn moved(&mut self, now: Instant) {
+        self.strikes = 0;
         if self.is_open() {
             self.next_probe = Some(now);
         }
@@ -80,10 +82,19 @@ mod tests {
     }
 
     #[test]
-    fn an_open_circuit_asks_once_an_interval_or_at_once_when_hurried() {
+    fn strikes_against_an_old_address_do_not_count_against_a_new_one() {
+        let mut circuit = Circuit::new(SECOND);
+        assert!(!circuit.strike());
+        circuit.moved(Instant::now());
+        assert!(!circuit.strike(), "the call that the move cut");
+        assert!(circuit.strike());
+    }
+
+    #[test]
+    fn an_open_circuit_asks_once_an_interval_or_at_once_after_a_move() {
         let now = Instant::now();
         let mut circuit = Circuit::new(SECOND);
-        circuit.hurry(now);
+        circuit.moved(now);
         assert_eq!(
             circuit.next_probe(),
             None,
@@ -93,7 +104,7 @@ mod tests {
         assert_eq!(circuit.next_probe(), Some(now + SECOND));
         circuit.open(now + SECOND);
         assert_eq!(circuit.next_probe(), Some(now + 2 * SECOND));
-        circuit.hurry(now);
+        circuit.moved(now);
         assert_eq!(circuit.next_probe(), Some(now));
         circuit.close();
         assert!(!circuit.is_open());

@@ -50,7 +50,8 @@ impl Cutter {
         })
     }
 
-    /// `paid` is held until the work is over, even if nobody waits for it any more.
+    /// `paid` is held until the work is over, even if nobody waits for it any more. It grows by what
+    /// the parts together are longer than the message.
     pub(crate) async fn cut(
         self: &Arc<Self>,
         message: &Bytes,
@@ -58,7 +59,7 @@ impl Cutter {
         paid: &Arc<Permit>,
     ) -> Result<Cut, Refusal> {
         if message.len() <= INLINE_BYTES_MAX {
-            return self.cut_here(message, table);
+            return self.cut_here(message, table, paid);
         }
         let turn = Arc::clone(&self.long_cuts).acquire_owned().await;
         let cutter = Arc::clone(self);
@@ -66,8 +67,8 @@ impl Cutter {
         let table = table.clone();
         let paid = Arc::clone(paid);
         let work = move || {
-            let _held = (turn, paid);
-            cutter.cut_here(&message, &table)
+            let _held = turn;
+            cutter.cut_here(&message, &table, &paid)
         };
         match tokio::task::spawn_blocking(work).await {
             Ok(cut) => cut,
@@ -78,13 +79,15 @@ impl Cutter {
         }
     }
 
-    fn cut_here(&self, message: &Bytes, table: &Table) -> Result<Cut, Refusal> {
+    fn cut_here(&self, message: &Bytes, table: &Table, paid: &Permit) -> Result<Cut, Refusal> {
         let mut scan = self.lock().pop().unwrap_or_default();
-        let result = scan.read(message, &self.limits);
-        let cut = result.map_err(refusal_of).map(|()| Cut {
-            parts: split(message, &scan, table),
-            valid_spans: scan.spans().len(),
-            rejections: scan.rejections().clone(),
+        let result = scan.read(message, &self.limits).map_err(refusal_of);
+        let cut = result.and_then(|()| {
+            Ok(Cut {
+                parts: split(message, &scan, table, paid)?,
+                valid_spans: scan.spans().len(),
+                rejections: scan.rejections().clone(),
+            })
         });
         if scan.spans().len() <= KEPT_SPANS_MAX {
             let mut idle = self.lock();
@@ -101,16 +104,33 @@ impl Cutter {
     }
 }
 
-fn split(message: &Bytes, scan: &Scan, table: &Table) -> Vec<Part> {
+/// Headers go into every part: a megabyte of them above spans of many traces makes many megabytes.
+/// The most that can come of it is paid before the first byte is copied, and what did not come is
+/// given back; the rest stays paid as long as any part lives.
+fn split(message: &Bytes, scan: &Scan, table: &Table, paid: &Permit) -> Result<Vec<Part>, Refusal> {
     let Ok(destinations) = u16::try_from(table.members().len()) else {
-        return Vec::new(); // a table has at most 65,536 slots, and u16 indexes into its members
+        return Ok(Vec::new()); // a table has at most 65,536 slots, and u16 indexes into its members
     };
     if destinations == 0 || scan.spans().is_empty() {
-        return Vec::new();
+        return Ok(Vec::new());
     }
-    wire::split(message, scan, destinations, |trace| {
+    let growth_max = scan.split_growth_max(destinations);
+    if !paid.grow(growth_max) {
+        return Err(Refusal::new(
+            RefusalReason::MemoryPressure,
+            format!(
+                "no room for {growth_max} more bytes: headers are copied for each worker that gets \
+                 spans below them, and messages in flight are at their bound; try again"
+            ),
+        ));
+    }
+    let parts = wire::split(message, scan, destinations, |trace| {
         table.owner_index(trace).unwrap_or(0) // `None` only for an empty table
-    })
+    });
+    let bytes: u64 = parts.iter().map(|part| part.message.len() as u64).sum();
+    let growth = bytes.saturating_sub(message.len() as u64);
+    paid.shrink_by(growth_max.saturating_sub(growth));
+    Ok(parts)
 }
 
 fn refusal_of(error: ScanError) -> Refusal {

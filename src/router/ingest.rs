@@ -54,6 +54,14 @@ impl Router {
             permit,
             metadata,
         } = request;
+        // An address that a worker had is ours now. Passing the message on could go round in a circle:
+        // to whoever has that address in our own view, which may be us.
+        if let Some((to, _)) = &metadata.to {
+            return Err(Refusal::new(
+                RefusalReason::WrongMember,
+                format!("this is a router, the message is for worker {to}"),
+            ));
+        }
         let metrics = &self.surroundings.metrics;
         let deadline = Instant::now() + self.patience(metadata.timeout);
         let paid = Arc::new(permit);

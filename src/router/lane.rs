@@ -141,14 +141,17 @@ impl Lane {
         }
     }
 
-    /// The member has another address. What is in flight ends or fails at the old one.
+    /// The member has another address. The call in flight is cut, which counts as one strike, and
+    /// sent again to the new address: the old process is gone or going, and should it have written
+    /// the message, the worker knows the fragments from its log. Waiting parts go to the new address.
     pub(crate) fn redirect(&self, address: SocketAddr) {
         let Some(target) = target(&self.member, address) else {
             return;
         };
         info!(member = %self.member, %address, "worker has a new address");
+        // Before the cut, or the strike that it costs could be the second.
+        self.lock().circuit.moved(Instant::now());
         self.client.set_target(target);
-        self.lock().circuit.hurry(Instant::now());
         self.wake.notify_one();
     }
 
@@ -263,7 +266,8 @@ impl Lane {
     }
 
     async fn attempt(&self, batch: &Batch) -> Answer {
-        let timeout = self.surroundings.config.attempt_timeout;
+        let bytes = batch.parts.iter().map(|part| part.message.len()).sum();
+        let timeout = self.surroundings.config.attempt_timeout_for(bytes);
         let metadata = self.metadata(&batch.route);
         Answer::of(self.client.export(batch.pieces(), &metadata, timeout).await)
     }

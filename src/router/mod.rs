@@ -46,12 +46,23 @@ pub struct RouterConfig {
     pub rpc_bytes_max: usize,
     /// Parts are concatenated up to this many spans: the worker's own bound for one request.
     pub rpc_spans_max: u32,
-    /// How long a worker may take for one RPC.
+    /// How long a worker may take for one small RPC; a second more for each 16 MiB.
     pub attempt_timeout: Duration,
     /// How long a client waits at most, whatever deadline it gave.
     pub request_timeout_max: Duration,
     /// How often a lane with an open circuit asks for its worker.
     pub probe_interval: Duration,
+}
+
+/// Slower than the disks and networks that this runs on, when others use them too.
+const SLOWEST_BYTES_A_SECOND: f64 = (16 << 20) as f64;
+
+impl RouterConfig {
+    /// Without the length, one legal message of 64 MiB at a disk of 30 MB/s would time out twice at
+    /// its owner, twice at each stand-in, and open every circuit of the router on its way.
+    fn attempt_timeout_for(&self, bytes: usize) -> Duration {
+        self.attempt_timeout + Duration::from_secs_f64(bytes as f64 / SLOWEST_BYTES_A_SECOND)
+    }
 }
 
 impl Default for RouterConfig {
@@ -65,5 +76,19 @@ impl Default for RouterConfig {
             request_timeout_max: Duration::from_secs(10),
             probe_interval: Duration::from_secs(1),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_message_gets_more_time_than_a_short_one() {
+        let config = RouterConfig::default();
+        let seconds = |bytes| config.attempt_timeout_for(bytes).as_secs_f64();
+        assert_eq!(seconds(0), 2.0);
+        assert_eq!(seconds(config.rpc_bytes_max), 2.25);
+        assert_eq!(seconds(64 << 20), 6.0);
     }
 }

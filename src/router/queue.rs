@@ -249,7 +249,8 @@ mod tests {
 
     #[test]
     fn an_rpc_takes_what_fits_in_bytes_spans_and_parts_and_never_nothing() {
-        let rows: [(&[(usize, u32)], &[usize]); 5] = [
+        type Row<'a> = (&'a [(usize, u32)], &'a [usize]);
+        let rows: [Row<'_>; 5] = [
             (&[(60, 1), (40, 1), (1, 1)], &[60, 40]),
             (&[(1, 5), (2, 5), (3, 1)], &[1, 2]),
             (&[(1, 1), (2, 1), (3, 1), (4, 1)], &[1, 2, 3]),

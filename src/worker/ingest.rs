@@ -60,7 +60,7 @@ impl Ingest for Worker {
     async fn ingest(self: &Arc<Self>, request: IngestRequest) -> Result<Accepted, Refusal> {
         let IngestRequest {
             message,
-            mut permit,
+            permit,
             metadata,
         } = request;
         if let Some((to, _)) = &metadata.to

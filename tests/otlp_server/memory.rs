@@ -106,12 +106,85 @@ async fn stuck(running: &Running, declared: u32, count: usize) -> (Vec<Stuck>, J
     (streams, driver)
 }
 
+/// What each request costs beside its message.
+pub(crate) const REQUEST: u64 = 8 << 10;
+
+#[tokio::test]
+async fn requests_of_few_bytes_are_bounded_too_and_health_checks_are_not_asked_to_pay() {
+    use tonic_health::pb::HealthCheckRequest;
+    use tonic_health::pb::health_client::HealthClient;
+    for protocol in [Protocol::Grpc, Protocol::Http] {
+        let running = start(protocol, 5 * REQUEST, |_| {}).await;
+        running.tier.answer(Answer::Wait);
+        let mut held = Vec::new();
+        for requests in 1..=4 {
+            let address = running.address;
+            let mut client = running.client().await;
+            held.push(tokio::spawn(async move {
+                match protocol {
+                    Protocol::Grpc => drop(client.export(request(1)).await.unwrap()),
+                    Protocol::Http => {
+                        let body = request(1).encode_to_vec();
+                        let mut stream = TcpStream::connect(address).await.unwrap();
+                        let head = format!(
+                            "POST /v1/traces HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-protobuf\r\ncontent-length: {}\r\n\r\n",
+                            body.len()
+                        );
+                        stream.write_all(head.as_bytes()).await.unwrap();
+                        stream.write_all(&body).await.unwrap();
+                        let mut answer = [0; 12];
+                        stream.read_exact(&mut answer).await.unwrap();
+                        assert_eq!(&answer, b"HTTP/1.1 200");
+                    }
+                }
+            }));
+            until("it is held", || {
+                running.tier.waiting.lock().unwrap().0 == requests
+            })
+            .await;
+        }
+        running.tier.answer(Answer::Accept(Accepted::default()));
+        let body = request(8 * 1024).encode_to_vec();
+        match protocol {
+            Protocol::Grpc => {
+                let refused = running.client().await.export(request(8 * 1024)).await;
+                let status = refused.unwrap_err();
+                assert_eq!(status.code(), Code::Unavailable);
+                assert!(retry_delay(&status).is_some());
+                let mut health = HealthClient::new(running.channel().await);
+                let ask = HealthCheckRequest::default();
+                health.check(ask).await.unwrap();
+            }
+            Protocol::Http => {
+                let reply = post(&running, "/v1/traces", &[], &body, Version::Http1).await;
+                assert_eq!(reply.status, 503);
+            }
+        }
+        let line = format!(
+            "tailring_requests_total{{protocol=\"{}\",outcome=\"memory_pressure\"}}",
+            protocol.label()
+        );
+        assert_eq!(running.metric(&line), 1.0);
+        while held.iter().any(|task| !task.is_finished()) {
+            running.tier.release.notify_waiters();
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        for task in held {
+            task.await.unwrap();
+        }
+        until("the bytes are given back", || {
+            running.budget.taken_bytes() == 0
+        })
+        .await;
+    }
+}
+
 #[tokio::test]
 async fn a_declared_length_buys_one_mebibyte_and_no_more() {
     let running = start(Protocol::Grpc, 10 << 20, |_| {}).await;
     let (streams, _driver) = stuck(&running, 64 << 20, 8).await;
     until("eight streams have begun", || {
-        running.budget.taken_bytes() == 8 << 20
+        running.budget.taken_bytes() == 8 * ((1 << 20) + REQUEST)
     })
     .await;
     // Eight streams promise 512 MiB, and others are served meanwhile.

@@ -35,8 +35,9 @@ pub struct SharedArgs {
 
     /// Memory this process may use [default: 80 % of the cgroup's limit or of the machine's memory]
     ///
-    /// Sizes are written 64MiB, 1GB, 64Mi or in plain bytes. Requests, queues and indexes are
-    /// admitted against it; beyond it clients get UNAVAILABLE and try again.
+    /// Sizes are written 64MiB, 1GB, 64Mi or in plain bytes. Requests in flight and in queues may
+    /// hold half of it; beyond that clients get UNAVAILABLE and try again. A worker's index of traces
+    /// is not counted yet: --log-max-bytes bounds it.
     #[arg(long, env = "TAILRING_MEMORY_LIMIT", value_name = "SIZE")]
     pub memory_limit: Option<String>,
 

@@ -27,8 +27,11 @@ const LOG_SEGMENTS_A_SHARD_MIN: u64 = 3;
 const MEMORY_PERCENT: u64 = 80;
 /// The rest is for the file system's own needs and for people who log in to help.
 const VOLUME_PERCENT: u64 = 80;
-/// A request is held twice while it is decompressed.
-const REQUESTS_IN_MEMORY_MIN: u64 = 2;
+/// Half of the limit is for requests in flight. The longest one must fit there, with its decoder
+/// (9 MiB at most), what a request costs beside its message, and some copied headers.
+const REQUESTS_IN_MEMORY_MIN: u64 = 3;
+/// Twice what a short request costs whose zstd frame has the largest window, and then some.
+const MEMORY_MIN: ByteSize = ByteSize::mib(32);
 const REQUEST_BYTES: (ByteSize, ByteSize) = (ByteSize(1 << 10), ByteSize::mib(1024));
 const DECISION_BYTES: (ByteSize, ByteSize) = (ByteSize::mib(1), ByteSize(1 << 40));
 /// From a single span's order of magnitude to what the log's 32-bit lengths can say.
@@ -450,7 +453,7 @@ impl<'a, S: Surroundings> Reader<'a, S> {
         let (Some(limit), Some(request)) = (limit, request) else {
             return;
         };
-        let min = ByteSize(request.0.saturating_mul(REQUESTS_IN_MEMORY_MIN));
+        let min = ByteSize(request.0.saturating_mul(REQUESTS_IN_MEMORY_MIN)).max(MEMORY_MIN);
         if limit.size < min {
             let origin = match limit.origin {
                 MemoryOrigin::Setting => String::new(),

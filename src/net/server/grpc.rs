@@ -8,6 +8,7 @@ use hyper::body::Incoming;
 use tokio::sync::watch;
 
 use super::body::{self, BodyError, Frames};
+use super::held;
 use super::inflate::{ENCODINGS, Encoding};
 use super::listener::Shared;
 use super::metrics::Outcome;
@@ -110,6 +111,7 @@ async fn read_and_ingest<I: Ingest>(
     };
     let metadata = RequestMetadata::read_from(&head.headers)
         .map_err(|detail| Refusal::new(RefusalReason::InvalidRequest, detail))?;
+    let _admitted = held::admit(&shared.budget)?;
     let mut frames = Frames::new(body, &shared.limits);
     let message = body::read_grpc(&mut frames, encoding, &shared.budget).await;
     shared.metrics.wire_bytes.inc_by(frames.wire_bytes());

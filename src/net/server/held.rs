@@ -110,6 +110,18 @@ impl Held {
     }
 }
 
+/// What a request costs beside its message, from its headers to its answer: the headers (1 KiB as a
+/// rule, 16 KiB at most), the stream, the task, its entries in queues. Without it thousands of
+/// connections with hundreds of streams each could hold gigabytes in requests of no bytes.
+const REQUEST_BYTES: u64 = 8 << 10;
+
+/// To be held until the answer. Not asked of health checks: back-pressure is no bad health.
+pub(super) fn admit(budget: &Arc<Budget>) -> Result<Permit, Refusal> {
+    budget
+        .try_take(REQUEST_BYTES)
+        .ok_or_else(|| pressure(REQUEST_BYTES))
+}
+
 pub(super) fn take(budget: &Arc<Budget>, bytes: usize) -> Result<Permit, Refusal> {
     budget
         .try_take(bytes as u64)

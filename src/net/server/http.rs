@@ -8,7 +8,7 @@ use hyper::body::Incoming;
 
 use super::body::{self, BodyError, Frames};
 use super::grpc::is_grpc;
-use super::held::Message;
+use super::held::{self, Message};
 use super::inflate::{ENCODINGS, Encoding};
 use super::listener::Shared;
 use super::metrics::Outcome;
@@ -29,7 +29,12 @@ pub(super) async fn handle<I: Ingest>(shared: &Shared<I>, request: Request<Incom
     }
     let (head, body) = request.into_parts();
     let mut frames = Frames::new(body, &shared.limits);
-    let message = match check(&head) {
+    let admitted = held::admit(&shared.budget);
+    let asked = match &admitted {
+        Ok(_) => check(&head),
+        Err(refusal) => Err(refusal.clone()),
+    };
+    let message = match asked {
         Ok(asked) => {
             let read = body::read_whole(&mut frames, asked.encoding, asked.length, &shared.budget);
             read.await.map(|message| (message, asked.metadata))

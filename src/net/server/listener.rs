@@ -35,8 +35,11 @@ use crate::net::status::{Refusal, RefusalReason};
 /// 213 KB message costs (0.20 to 0.10 CPU seconds a million spans). The windows matter once there
 /// is a round-trip time: 4 MiB is 64 MB/s a stream at 60 ms.
 const FRAME_BYTES_MAX: u32 = 1 << 20;
-const STREAM_WINDOW_BYTES: u32 = 4 << 20;
-const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+const STREAM_WINDOW_BYTES_MAX: u32 = 4 << 20;
+const CONNECTION_WINDOW_BYTES_MAX: u32 = 16 << 20;
+/// What lies in windows is not paid yet. It lies there only while its handler waits for a turn of
+/// the CPU; so many connections with full windows hold as much as the budget allows to hold.
+const WINDOWS_A_BUDGET: u64 = 64;
 const HEADER_LIST_BYTES_MAX: u32 = 16 << 10;
 /// hyper's read buffer of an HTTP/1 connection; also bounds its headers.
 const HTTP1_BUFFER_BYTES_MAX: usize = 256 << 10;
@@ -94,11 +97,11 @@ impl<I: Ingest> BoundServer<I> {
                 idle_max: config.body_idle_max,
                 total_max: config.body_total_max,
             },
-            budget,
             metrics: metrics.of(config.protocol),
             health: service,
-            builder: builder(&config),
+            builder: builder(&config, connection_window_bytes(budget.bytes_max())),
             config,
+            budget,
         };
         Ok(Self {
             listener,
@@ -201,7 +204,7 @@ fn bind_error(protocol: Protocol, listen: SocketAddr, source: io::Error) -> Bind
 }
 
 /// Both protocols take HTTP/1 and HTTP/2: on the gRPC port HTTP/1 gets a text that says so.
-fn builder(config: &ServerConfig) -> auto::Builder<TokioExecutor> {
+fn builder(config: &ServerConfig, window_bytes: u32) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
@@ -212,14 +215,21 @@ fn builder(config: &ServerConfig) -> auto::Builder<TokioExecutor> {
         .http2()
         .timer(TokioTimer::new())
         .max_frame_size(FRAME_BYTES_MAX)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .initial_stream_window_size(window_bytes.min(STREAM_WINDOW_BYTES_MAX))
+        .initial_connection_window_size(window_bytes)
         .max_concurrent_streams(config.streams_max)
         .max_header_list_size(HEADER_LIST_BYTES_MAX)
         .max_send_buf_size(SEND_BUFFER_BYTES_MAX)
         .keep_alive_interval(config.keep_alive_interval)
         .keep_alive_timeout(config.keep_alive_timeout);
     builder
+}
+
+/// Never less than a frame.
+fn connection_window_bytes(budget_bytes: u64) -> u32 {
+    u32::try_from(budget_bytes / WINDOWS_A_BUDGET)
+        .unwrap_or(u32::MAX)
+        .clamp(FRAME_BYTES_MAX, CONNECTION_WINDOW_BYTES_MAX)
 }
 
 async fn connection<I: Ingest>(
@@ -354,4 +364,22 @@ async fn caught<T>(future: impl Future<Output = T>) -> Option<T> {
         }
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_shrink_with_the_budget_and_never_below_a_frame() {
+        for (budget, window) in [
+            (0, 1 << 20),
+            (64 << 20, 1 << 20),
+            (512 << 20, 8 << 20),
+            (1 << 30, 16 << 20),
+            (u64::MAX, 16 << 20),
+        ] {
+            assert_eq!(connection_window_bytes(budget), window, "{budget}");
+        }
+    }
 }
