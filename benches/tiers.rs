@@ -600,7 +600,9 @@ fn send(to: SocketAddr, spans: u64, seed: u64) -> f64 {
         .unwrap();
     assert!(child.wait().unwrap().success(), "the load failed: {text}");
     let report: serde_json::Value = serde_json::from_str(&text).unwrap();
-    report["counts"]["wire_bytes_acknowledged"].as_f64().unwrap()
+    report["counts"]["wire_bytes_acknowledged"]
+        .as_f64()
+        .unwrap()
 }
 
 fn get(admin: SocketAddr, path: &str) -> Option<(u16, String)> {

@@ -105,7 +105,7 @@ fn bench(c: &mut Criterion) {
                     let (mut header, mut section) = (Vec::new(), Vec::new());
                     scope.header.write_to(&mut header);
                     scope.write_spans_to(&mut section);
-                    batch.push((resource.clone(), header, section));
+                    batch.push((resource.clone(), header, bytes::Bytes::from(section)));
                 }
             }
             stored.push(batch);
@@ -115,9 +115,11 @@ fn bench(c: &mut Criterion) {
                 for stored in &stored {
                     let mut batch = BatchBuilder::default();
                     for (resource, scope, section) in stored {
-                        batch.add(resource, scope, section);
+                        batch.add(resource, scope, section.clone());
                     }
-                    black_box(batch.finish());
+                    let mut out = vec![0; batch.encoded_len()];
+                    batch.write_to(&mut out);
+                    black_box(out);
                 }
             });
         });

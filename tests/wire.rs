@@ -165,14 +165,15 @@ proptest! {
                     let (mut header, mut section) = (Vec::new(), Vec::new());
                     scope.header.write_to(&mut header);
                     scope.write_spans_to(&mut section);
-                    batch.add(&resource, &header, &section);
+                    batch.add(&resource, &header, section.into());
                 }
             }
             expect.extend(oracle::spans(message));
         }
         prop_assert_eq!(batch.is_empty(), expect.is_empty());
         let len = batch.encoded_len();
-        let out = batch.finish();
+        let mut out = vec![0; len];
+        batch.write_to(&mut out);
         prop_assert_eq!(out.len(), len);
         let found = oracle::spans(&out);
         // Grouped: no two resources alike, no two scopes of one resource alike.

@@ -41,7 +41,11 @@ pub(crate) fn serve(addresses: &str, codec: Codec) {
             let mut request = [0; 1024];
             let _ = stream.read(&mut request);
             let count = told.load(Ordering::Relaxed);
-            write!(stream, "HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n\r\n{count}\n").ok();
+            write!(
+                stream,
+                "HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n\r\n{count}\n"
+            )
+            .ok();
         }
     });
     let runtime = tokio::runtime::Builder::new_multi_thread()

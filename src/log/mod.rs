@@ -70,6 +70,7 @@
 //! segment goes only after every older one of its shard, and segments of earlier lives go in the
 //! order of their IDs, before any of this life. See [`Space::take_freed`].
 
+mod buffers;
 mod directory;
 mod disk;
 mod format;
@@ -81,6 +82,7 @@ mod space;
 mod volume;
 mod writer;
 
+pub use buffers::{Buffers, Lent};
 pub use directory::{DirLock, DirectoryError, StoreIdentity};
 pub use disk::{Disk, DiskFile, RealDisk, RealFile};
 pub use reader::{ReadError, StoredFragment, StoredScope};

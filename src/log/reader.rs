@@ -2,6 +2,7 @@
 //! handed out was checked.
 
 use std::io;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -9,7 +10,7 @@ use crate::log::format::{
     self, FRAME_HEADER_BYTES, FragmentPayload, HEADER_HASH_BYTES, Kind, SEGMENT_HEADER_BYTES,
 };
 use crate::log::volume::OpenSegment;
-use crate::log::{Disk, DiskFile, Volume};
+use crate::log::{Buffers, Disk, DiskFile, Volume};
 use crate::model::{Extent, SegmentId};
 use crate::model::{FragmentHash, Moment, TraceId};
 
@@ -17,7 +18,7 @@ use crate::model::{FragmentHash, Moment, TraceId};
 /// as much as another system call.
 const GAP_BYTES_MAX: u64 = 16 << 10;
 /// One read, unless a single frame is longer. The spans handed out pin the read's buffer.
-const READ_BYTES_MAX: u64 = 4 << 20;
+pub(super) const READ_BYTES_MAX: u64 = 4 << 20;
 /// Most headers are shorter; a longer one takes a second read.
 const HEADER_READ_BYTES: u64 = 4 << 10;
 
@@ -81,7 +82,7 @@ impl<D: Disk> Volume<D> {
             let (run, after) = rest.split_at(count);
             rest = after;
             let open = self.open_to_read(first.segment)?;
-            let bytes = read_range(&open, first, end)?;
+            let bytes = read_range(&self.reads, &open, first, end)?;
             for index in run {
                 let extent = extents[*index];
                 let from = (extent.offset - first.offset) as usize;
@@ -92,10 +93,7 @@ impl<D: Disk> Volume<D> {
         Ok(found.into_iter().flatten().collect())
     }
 
-    fn open_to_read(
-        &self,
-        segment: SegmentId,
-    ) -> Result<std::sync::Arc<OpenSegment<D::File>>, ReadError> {
+    fn open_to_read(&self, segment: SegmentId) -> Result<Arc<OpenSegment<D::File>>, ReadError> {
         self.segment(segment)
             .map_err(|source| ReadError::Io { segment, source })
     }
@@ -170,13 +168,13 @@ impl<D: Disk> Volume<D> {
             len: u32::try_from(len).unwrap_or(u32::MAX),
         };
         let start = at(room.min(HEADER_READ_BYTES));
-        let mut bytes = read_range(open, start, start.end())?;
+        let mut bytes = read_range(&self.reads, open, start, start.end())?;
         let (len, _) = format::peek_frame(&bytes).ok_or_else(|| damaged("the header is cut"))?;
         if len > room {
             return Err(damaged("the header is longer than there is room for it"));
         }
         if len > bytes.len() as u64 {
-            bytes = read_range(open, at(len), at(len).end())?;
+            bytes = read_range(&self.reads, open, at(len), at(len).end())?;
         }
         let frame = bytes
             .get(..len as usize)
@@ -211,6 +209,7 @@ fn neighbours(first: Extent, sorted: impl Iterator<Item = Extent>) -> (usize, u6
 }
 
 fn read_range<F: DiskFile>(
+    buffers: &Arc<Buffers>,
     open: &OpenSegment<F>,
     first: Extent,
     end: u64,
@@ -225,9 +224,9 @@ fn read_range<F: DiskFile>(
             what: "the segment ends before the frame does",
         });
     }
-    let mut bytes = vec![0; (end - u64::from(first.offset)) as usize];
+    let mut bytes = buffers.take((end - u64::from(first.offset)) as usize);
     open.file
-        .read_at(u64::from(first.offset), &mut bytes)
+        .read_at(u64::from(first.offset), bytes.as_mut())
         .map_err(io)?;
-    Ok(Bytes::from(bytes))
+    Ok(bytes.freeze())
 }

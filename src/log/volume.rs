@@ -7,12 +7,14 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use crate::log::header_cache::HeaderCache;
 use crate::log::space::ALLOCATION_STEP_BYTES;
-use crate::log::{Disk, DiskFile, Space};
+use crate::log::{Buffers, Disk, DiskFile, Space, reader};
 use crate::model::SegmentId;
 
 /// Sealed segments are opened again when they are read; a data dir may have more of them than a
 /// process may have files.
 const OPEN_FILES_MAX: usize = 256;
+/// Read buffers kept: one reader a shard on a small machine, and one read ahead.
+const SPARE_READS: usize = 4;
 
 /// One thing for the disk to do.
 #[derive(Debug)]
@@ -53,6 +55,7 @@ pub struct Volume<D: Disk> {
     pub(super) disk: D,
     files: RwLock<BTreeMap<SegmentId, Arc<OpenSegment<D::File>>>>,
     pub(super) headers: Mutex<HeaderCache>,
+    pub(super) reads: Arc<Buffers>,
     /// Told when a segment is gone. Set by recovery.
     space: OnceLock<Arc<Space>>,
 }
@@ -80,6 +83,7 @@ impl<D: Disk> Volume<D> {
             disk,
             files: RwLock::default(),
             headers: Mutex::default(),
+            reads: Buffers::new(SPARE_READS, reader::READ_BYTES_MAX as usize),
             space: OnceLock::new(),
         })
     }

@@ -2,6 +2,7 @@
 
 use std::hash::BuildHasher as _;
 
+use bytes::Bytes;
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 
@@ -14,7 +15,8 @@ pub struct BatchBuilder {
     resources: Vec<Resource>,
     scopes: Vec<Scope>,
     sections: Vec<Section>,
-    /// The headers and sections themselves, in the order in which they came.
+    /// The headers themselves, in the order in which they came. Sections stay where they were read:
+    /// they are most of a message, and are copied once, into it.
     bytes: Vec<u8>,
     len: usize,
     resource_by_header: HashTable<u32>,
@@ -52,24 +54,39 @@ struct Scope {
 
 #[derive(Debug)]
 struct Section {
-    spans: Range,
+    spans: Bytes,
     next: u32,
 }
 
 /// The end of a linked list.
 const NONE: u32 = u32::MAX;
+/// A tag and a length.
+const PREFIX_BYTES_MAX: usize = 11;
+
+/// What of a buffer is not written yet.
+struct Writing<'a> {
+    rest: &'a mut [u8],
+}
+
+impl Writing<'_> {
+    fn put(&mut self, bytes: &[u8]) {
+        let rest = std::mem::take(&mut self.rest);
+        let (now, later) = rest.split_at_mut(bytes.len().min(rest.len()));
+        now.copy_from_slice(&bytes[..now.len()]);
+        self.rest = later;
+    }
+}
 
 impl BatchBuilder {
     /// `spans` is `(12 len span)*`, as [`crate::wire::ScopeView::write_spans_to`] wrote it.
-    pub fn add(&mut self, resource_header: &[u8], scope_header: &[u8], spans: &[u8]) {
+    pub fn add(&mut self, resource_header: &[u8], scope_header: &[u8], spans: Bytes) {
         if spans.is_empty() {
             return; // an envelope of nothing
         }
         let resource = self.resource(resource_header);
         let scope = self.scope(resource, scope_header);
         let section = self.sections.len() as u32;
-        let spans = self.store(spans);
-        let added = spans.end - spans.start;
+        let added = spans.len();
         self.sections.push(Section { spans, next: NONE });
 
         let scope = &mut self.scopes[scope as usize];
@@ -99,30 +116,35 @@ impl BatchBuilder {
         self.sections.is_empty()
     }
 
-    /// Bytes that [`BatchBuilder::finish`] will write. Costs nothing: it is kept as batches grow.
+    /// Bytes that [`BatchBuilder::write_to`] will write. Costs nothing: it is kept as batches grow.
     pub fn encoded_len(&self) -> usize {
         self.len
     }
 
-    pub fn finish(self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(self.len);
+    /// Writes the message into a buffer of exactly [`BatchBuilder::encoded_len`] bytes; of a longer
+    /// one the rest is left, in a shorter one the end is missing.
+    pub fn write_to(&self, out: &mut [u8]) {
+        let mut out = Writing { rest: out };
+        let mut prefix = Vec::with_capacity(PREFIX_BYTES_MAX);
         for resource in &self.resources {
-            write_prefix(0x0A, resource.body_len, &mut out);
-            out.extend_from_slice(self.read(resource.header));
+            prefix.clear();
+            write_prefix(0x0A, resource.body_len, &mut prefix);
+            out.put(&prefix);
+            out.put(self.read(resource.header));
             let mut scope = resource.first_scope;
             while let Some(it) = self.scopes.get(scope as usize) {
-                write_prefix(0x12, it.body_len, &mut out);
-                out.extend_from_slice(self.read(it.header));
+                prefix.clear();
+                write_prefix(0x12, it.body_len, &mut prefix);
+                out.put(&prefix);
+                out.put(self.read(it.header));
                 let mut section = it.first_section;
                 while let Some(it) = self.sections.get(section as usize) {
-                    out.extend_from_slice(self.read(it.spans));
+                    out.put(&it.spans);
                     section = it.next;
                 }
                 scope = it.next;
             }
         }
-        debug_assert_eq!(out.len(), self.len);
-        out
     }
 
     fn read(&self, range: Range) -> &[u8] {

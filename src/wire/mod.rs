@@ -31,5 +31,5 @@ pub use assemble::BatchBuilder;
 pub use fragment::{Fragment, FragmentView, Fragments, HeaderView, ScopeView};
 pub use reject::{RejectReason, Rejection, Rejections};
 pub use scan::{Scan, ScanError, ScanLimits, SpanEntry};
-pub use section::{span_id_of, spans_in};
+pub use section::{leading_span_id, span_id_of, spans_in};
 pub use split::{Part, split};

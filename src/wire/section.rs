@@ -60,6 +60,19 @@ pub fn spans_in(section: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     })
 }
 
+/// The first span ID in a Span message that [`crate::wire::Scan`] accepted before: a key under which
+/// byte-identical spans are found, at a tenth of the cost of [`span_id_of`], which must read all of
+/// the span because the last ID counts. Clients write one.
+pub fn leading_span_id(span: &[u8]) -> Option<[u8; 8]> {
+    // As every SDK writes it: the trace ID, then the span ID.
+    if let [0x0A, 16, rest @ ..] = span
+        && let Some([0x12, 8, id @ ..]) = rest.get(16..)
+    {
+        return id.first_chunk().copied();
+    }
+    span_id_of(span).map(|id| *id.as_bytes())
+}
+
 /// The span ID of a Span message that [`crate::wire::Scan`] accepted before.
 pub fn span_id_of(span: &[u8]) -> Option<SpanId> {
     let mut cursor = Cursor::new(span);

@@ -10,11 +10,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
 use tokio::task::JoinHandle;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::log::{Disk, ReadError, StoredFragment, Volume};
+use crate::log::{Buffers, Disk, ReadError, StoredFragment, Volume};
 use crate::model::{Extent, Member, TraceId, VerdictId};
 use crate::net::metadata;
-use crate::wire::{BatchBuilder, span_id_of, spans_in};
+use crate::wire::{BatchBuilder, leading_span_id, spans_in};
 use crate::worker::export::{Batch, Delivery, Destination};
 use crate::worker::metrics::WorkerMetrics;
 use crate::worker::shard::ExportWork;
@@ -39,6 +40,8 @@ pub(crate) struct Exporter<D: Disk> {
     pub(crate) destination: Arc<Destination>,
     pub(crate) metrics: WorkerMetrics,
     pub(crate) dedup_seed: u64,
+    /// For messages.
+    pub(crate) buffers: Arc<Buffers>,
 }
 
 /// A message being put together.
@@ -52,12 +55,27 @@ struct Message {
 /// The spans of one trace that went into messages, to leave out copies.
 #[derive(Default)]
 struct Seen {
-    /// By span ID, the hash of the first span that had it.
-    first: hashbrown::HashMap<[u8; 8], u64, foldhash::fast::RandomState>,
+    /// By the span ID it begins with, the first span that had it.
+    first: hashbrown::HashMap<[u8; 8], SeenSpan, foldhash::fast::RandomState>,
+    /// Sections of this trace that went into the message being put together.
+    sections: Vec<Bytes>,
     /// Hashes of others that had the same ID.
     others: Vec<u64>,
     duplicates: u64,
     conflicts: u64,
+}
+
+/// A span, to compare another with. Its bytes as long as the message is not out, its hash
+/// afterwards: most IDs never come again, and most spans are never hashed.
+#[derive(Clone, Copy)]
+enum SeenSpan {
+    /// Of the last sections.
+    At {
+        section: u32,
+        start: u32,
+        end: u32,
+    },
+    Hash(u64),
 }
 
 impl<D: Disk> Exporter<D> {
@@ -181,10 +199,12 @@ impl<D: Disk> Exporter<D> {
         if let Ok(verdicts) = HeaderValue::from_str(&encoded) {
             headers.insert(metadata::VERDICTS, verdicts);
         }
+        let mut encoded = self.buffers.take(message.builder.encoded_len());
+        message.builder.write_to(encoded.as_mut());
         Batch {
             spans: message.spans,
             traces: message.traces.len() as u32,
-            message: Bytes::from(message.builder.finish()),
+            message: encoded.freeze(),
             metadata: headers,
         }
     }
@@ -204,6 +224,7 @@ impl Reader {
         &mut self,
         exporter: &Exporter<D>,
     ) -> Result<Option<Message>, ReadError> {
+        self.seen.next_message(exporter.dedup_seed);
         let mut message = Message::default();
         while message.builder.encoded_len() < MESSAGE_BYTES {
             let extents = self.next_extents();
@@ -262,34 +283,55 @@ impl Reader {
 impl Seen {
     fn next_trace(&mut self) {
         self.first.clear();
+        self.sections.clear();
         self.others.clear();
     }
 
-    /// Whether these bytes are new in the trace.
-    fn is_new(&mut self, span: &[u8], seed: u64) -> bool {
-        let hash = xxhash_rust::xxh3::xxh3_64_with_seed(span, seed);
-        let Some(id) = span_id_of(span) else {
-            return true;
-        };
-        match self.first.entry(*id.as_bytes()) {
-            hashbrown::hash_map::Entry::Vacant(place) => {
-                place.insert(hash);
-                true
-            }
-            hashbrown::hash_map::Entry::Occupied(held) if *held.get() == hash => {
-                self.duplicates += 1;
-                false
-            }
-            hashbrown::hash_map::Entry::Occupied(_) => {
-                if self.others.contains(&hash) {
-                    self.duplicates += 1;
-                    return false;
-                }
-                self.conflicts += 1;
-                self.others.push(hash);
-                true
+    /// A message goes out in the middle of a trace: lets go of its buffers.
+    fn next_message(&mut self, seed: u64) {
+        let Self {
+            first, sections, ..
+        } = self;
+        for span in first.values_mut() {
+            if let SeenSpan::At { .. } = span {
+                *span = SeenSpan::Hash(xxh3_64_with_seed(bytes_of(sections, *span), seed));
             }
         }
+        sections.clear();
+    }
+
+    /// Whether the span at these places of the last section is new in the trace.
+    fn is_new(&mut self, span: &[u8], start: usize, end: usize, seed: u64) -> bool {
+        let Some(id) = leading_span_id(span) else {
+            return true;
+        };
+        let first = match self.first.entry(id) {
+            hashbrown::hash_map::Entry::Vacant(place) => {
+                place.insert(SeenSpan::At {
+                    section: self.sections.len() as u32 - 1,
+                    start: start as u32,
+                    end: end as u32,
+                });
+                return true;
+            }
+            hashbrown::hash_map::Entry::Occupied(held) => *held.get(),
+        };
+        let is_same = match first {
+            SeenSpan::At { .. } => bytes_of(&self.sections, first) == span,
+            SeenSpan::Hash(hash) => hash == xxh3_64_with_seed(span, seed),
+        };
+        if is_same {
+            self.duplicates += 1;
+            return false;
+        }
+        let hash = xxh3_64_with_seed(span, seed);
+        if self.others.contains(&hash) {
+            self.duplicates += 1;
+            return false;
+        }
+        self.conflicts += 1;
+        self.others.push(hash);
+        true
     }
 
     /// Adds a section to the message without its copies: runs of new spans as they lie.
@@ -299,27 +341,40 @@ impl Seen {
         seed: u64,
         resource: &[u8],
         scope: &[u8],
-        section: &[u8],
+        section: &Bytes,
     ) {
         let mut run_start = 0;
         let mut at = 0;
+        self.sections.push(section.clone());
         for (field, span) in spans_in(section) {
-            if self.is_new(span, seed) {
+            let end = at + field.len();
+            if self.is_new(span, end - span.len(), end, seed) {
                 message.spans += 1;
             } else {
                 if run_start < at {
                     message
                         .builder
-                        .add(resource, scope, &section[run_start..at]);
+                        .add(resource, scope, section.slice(run_start..at));
                 }
-                run_start = at + field.len();
+                run_start = end;
             }
-            at += field.len();
+            at = end;
         }
         if run_start < at {
             message
                 .builder
-                .add(resource, scope, &section[run_start..at]);
+                .add(resource, scope, section.slice(run_start..at));
         }
+    }
+}
+
+fn bytes_of(sections: &[Bytes], span: SeenSpan) -> &[u8] {
+    match span {
+        SeenSpan::At {
+            section,
+            start,
+            end,
+        } => &sections[section as usize][start as usize..end as usize],
+        SeenSpan::Hash(_) => &[],
     }
 }

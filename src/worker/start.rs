@@ -6,7 +6,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::cluster::{View, ViewHandle};
-use crate::log::{Disk, ReadError, RecoveryReport, Space, SpaceConfig, Volume, Writer, recover};
+use crate::log::{
+    Buffers, Disk, ReadError, RecoveryReport, Space, SpaceConfig, Volume, Writer, recover,
+};
 use crate::model::{Incarnation, Member, SteadyClock};
 use crate::policy::Rules;
 use crate::trace::DecisionMemory;
@@ -65,6 +67,9 @@ pub struct Worker {
 }
 
 const PARSED_KEPT: usize = 64;
+/// Message buffers that are kept for the next message.
+const SPARE_MESSAGES: usize = 4;
+const SPARE_MESSAGE_BYTES_MAX: usize = 8 << 20;
 
 impl Worker {
     /// Indexes the log and starts the shards and their exporters. Blocks while it reads; call it
@@ -125,6 +130,7 @@ impl Worker {
             threads.extend(pair);
             handles.push(handle);
         }
+        let messages = Buffers::new(SPARE_MESSAGES, SPARE_MESSAGE_BYTES_MAX);
         let exporters = handles
             .iter()
             .flat_map(|shard| std::iter::repeat_n(shard, EXPORTERS_PER_SHARD))
@@ -136,6 +142,7 @@ impl Worker {
                     destination: destination.clone(),
                     metrics: metrics.clone(),
                     dedup_seed: secret,
+                    buffers: messages.clone(),
                 }
                 .spawn()
             })
