@@ -22,6 +22,9 @@ pub struct Lent {
     home: Arc<Buffers>,
 }
 
+/// Shorter ones are cheap to make, and would take the places of long ones.
+const KEPT_BYTES_MIN: usize = 64 << 10;
+
 impl Buffers {
     /// Keeps at most `kept_max` buffers of at most `bytes_max` each.
     pub fn new(kept_max: usize, bytes_max: usize) -> Arc<Self> {
@@ -34,16 +37,13 @@ impl Buffers {
 
     /// A buffer of `len` bytes of whatever they held before: the caller writes all of them.
     pub fn take(self: &Arc<Self>, len: usize) -> Lent {
-        let mut bytes = self.spare().pop().unwrap_or_default();
-        if bytes.len() < len {
-            // What was there is of no use: not worth a copy into the larger allocation.
-            if bytes.capacity() < len {
-                bytes = Vec::new();
-            }
-            bytes.resize(len, 0);
-        }
+        let mut spare = self.spare();
+        let kept = spare.iter().position(|bytes| bytes.len() >= len);
+        let kept = kept.map(|index| spare.swap_remove(index));
+        drop(spare);
         Lent {
-            bytes,
+            // Rounded up, so that the next one, a little longer, finds it long enough.
+            bytes: kept.unwrap_or_else(|| vec![0; len.next_power_of_two()]),
             len,
             home: Arc::clone(self),
         }
@@ -73,7 +73,7 @@ impl AsRef<[u8]> for Lent {
 impl Drop for Lent {
     fn drop(&mut self) {
         let bytes = std::mem::take(&mut self.bytes);
-        if bytes.capacity() <= self.home.bytes_max {
+        if (KEPT_BYTES_MIN..=self.home.bytes_max).contains(&bytes.len()) {
             let mut spare = self.home.spare();
             if spare.len() < self.home.kept_max {
                 spare.push(bytes);
@@ -88,18 +88,19 @@ mod tests {
 
     #[test]
     fn a_buffer_comes_back_with_its_last_slice_and_serves_again() {
-        let buffers = Buffers::new(1, 100);
-        let mut lent = buffers.take(80);
+        let buffers = Buffers::new(1, 1 << 20);
+        let mut lent = buffers.take(80_000);
         lent.as_mut().fill(7);
         let place = lent.as_ref().as_ptr();
         let bytes = lent.freeze();
         let slice = bytes.slice(10..20);
         drop(bytes);
-        assert_ne!(buffers.take(10).as_ref().as_ptr(), place, "still lent");
+        assert!(buffers.spare().is_empty(), "still lent");
         drop(slice);
-        drop(buffers.take(200)); // too long to keep
-        let again = buffers.take(40);
-        assert_eq!(again.as_ref().len(), 40);
-        assert!(buffers.spare().is_empty() || buffers.spare().len() == 1);
+        drop(buffers.take(2 << 20)); // too long to keep
+        drop(buffers.take(100)); // too short
+        let again = buffers.take(100_000);
+        assert_eq!(again.as_ref().len(), 100_000);
+        assert_eq!(again.as_ref().as_ptr(), place);
     }
 }

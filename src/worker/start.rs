@@ -68,7 +68,7 @@ pub struct Worker {
 
 const PARSED_KEPT: usize = 64;
 /// Message buffers that are kept for the next message.
-const SPARE_MESSAGES: usize = 4;
+const SPARE_MESSAGES: usize = 2;
 const SPARE_MESSAGE_BYTES_MAX: usize = 8 << 20;
 
 impl Worker {
