@@ -12,6 +12,12 @@
 //!
 //! Exit code 1 if a goal is missed or if a span was received and not appended.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a bench has nobody to hand an error to, and prints its figures"
+)]
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
