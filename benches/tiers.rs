@@ -427,7 +427,7 @@ fn worker(dir: &Path, policies: &Path, backend: SocketAddr, cpu: Cpu) -> Process
     worker
 }
 
-/// A folder on the disk that the build is on; `/tmp` may be memory.
+/// A folder on the disk that the build is on; the system's folder for temporary files may be memory.
 fn data_dir(name: &str) -> PathBuf {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("tiers-{name}"));
     if dir.exists() {
