@@ -12,6 +12,12 @@
 //!
 //! Exit code 1 if a goal is missed or if a span was received and not appended.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a bench has nobody to hand an error to, and prints its figures"
+)]
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -421,7 +427,7 @@ fn worker(dir: &Path, policies: &Path, backend: SocketAddr, cpu: Cpu) -> Process
     worker
 }
 
-/// A folder on the disk that the build is on; `/tmp` may be memory.
+/// A folder on the disk that the build is on; the system's folder for temporary files may be memory.
 fn data_dir(name: &str) -> PathBuf {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("tiers-{name}"));
     if dir.exists() {

@@ -85,8 +85,9 @@ async fn start(
             .unwrap_or(usize::MAX),
     };
     let metrics = WorkerMetrics::register(registry);
-    // Reading the log blocks; nothing else runs in this process yet that it could hold up but the
-    // admin pages, which another thread serves.
+    // Reading the log blocks this thread. Discovery and signals, the only other tasks yet, go on in
+    // the runtime's others. The admin port is bound but not served: its pages need the worker that
+    // this makes, so until then whoever asks waits.
     let worker = tokio::task::block_in_place(|| {
         Worker::start(
             worker_config,

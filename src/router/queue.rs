@@ -249,8 +249,9 @@ mod tests {
 
     #[test]
     fn an_rpc_takes_what_fits_in_bytes_spans_and_parts_and_never_nothing() {
-        type Row<'a> = (&'a [(usize, u32)], &'a [usize]);
-        let rows: [Row<'_>; 5] = [
+        // Parts as (bytes, spans), and the bytes of those that one RPC takes.
+        type Row = (&'static [(usize, u32)], &'static [usize]);
+        let rows: [Row; 5] = [
             (&[(60, 1), (40, 1), (1, 1)], &[60, 40]),
             (&[(1, 5), (2, 5), (3, 1)], &[1, 2]),
             (&[(1, 1), (2, 1), (3, 1), (4, 1)], &[1, 2, 3]),

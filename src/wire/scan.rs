@@ -157,7 +157,7 @@ impl Scan {
     /// At most so many bytes do the parts of this message have beyond its own when it is split to
     /// `destinations`: headers go with every part. A sender can make this much larger than
     /// the message (a header of megabytes above spans of many traces): compare it with what is
-    /// free before [`crate::wire::split`].
+    /// free before [`crate::wire::split()`].
     pub fn split_growth_max(&self, destinations: u16) -> u64 {
         let copies = |spans: u64| spans.min(u64::from(destinations)).saturating_sub(1);
         // A tag and a length of up to five bytes go before each header.

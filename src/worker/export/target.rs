@@ -219,8 +219,8 @@ mod tests {
             ("https://collector/", "https://collector:443/v1/traces"),
             ("https://c:1/otlp/v1/traces", "https://c:1/otlp/v1/traces"),
             ("http://[::1]:4318", "http://[::1]:4318/v1/traces"),
-            ("file:/tmp/a b.jsonl", "file:/tmp/a b.jsonl"),
-            ("file:///tmp/a.jsonl", "file:/tmp/a.jsonl"),
+            ("file:/data/a b.jsonl", "file:/data/a b.jsonl"),
+            ("file:///data/a.jsonl", "file:/data/a.jsonl"),
             ("file:a.jsonl", "file:a.jsonl"),
             (" stdout\n", "stdout"),
         ] {
@@ -261,9 +261,9 @@ mod tests {
             ("grpc://c:1?compression=lz4", "none, gzip and zstd"),
             ("http://c?ca=/etc/ca.pem", "https://"),
             ("file:", "file:/var/lib"),
-            ("file:/tmp/", "file:/var/lib"),
-            ("file://host/tmp/a", "file:/var/lib"),
-            ("file:/tmp/a?compression=zstd", "unknown parameter"),
+            ("file:/data/", "file:/var/lib"),
+            ("file://host/data/a", "file:/var/lib"),
+            ("file:/data/a?compression=zstd", "unknown parameter"),
         ] {
             let error = text.parse::<ExportTarget>().unwrap_err().to_string();
             assert!(error.contains(hint), "{text}: {error}");

@@ -71,6 +71,9 @@ pub struct ExportTrace {
     pub fragments: Vec<FragmentRef>,
 }
 
+/// How many fragments lie in each segment.
+type BySegment = Box<[(SegmentId, u32)]>;
+
 /// See the module.
 #[derive(Debug)]
 pub struct Shard {
@@ -83,7 +86,7 @@ pub struct Shard {
     deadlines: Deadlines,
     decisions: Decisions,
     /// Dropped traces whose bytes are still young, oldest first.
-    retained: VecDeque<(Moment, Box<[(SegmentId, u32)]>)>,
+    retained: VecDeque<(Moment, BySegment)>,
     /// Kept traces in the order of their verdicts, each with the batch that must be on disk before
     /// its first byte is exported.
     exports: VecDeque<(u64, TraceId)>,
@@ -435,7 +438,7 @@ impl Shard {
 }
 
 /// How many fragments lie in which segment. A trace lies in one or two.
-fn by_segment(fragments: &[FragmentRef]) -> Box<[(SegmentId, u32)]> {
+fn by_segment(fragments: &[FragmentRef]) -> BySegment {
     let mut counts: Vec<(SegmentId, u32)> = Vec::with_capacity(2);
     for fragment in fragments {
         let segment = fragment.extent().segment;
