@@ -8,7 +8,10 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, MutexGuard};
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::dns::DnsServer;
 use crate::process::{PATIENCE, Process, ROUTER, Scrape, TOOL, WORKER, free_address, page, until};
@@ -24,7 +27,7 @@ pub struct Plan {
     pub routers: usize,
     /// Beside those every worker has.
     pub worker_args: &'static [&'static str],
-    pub log_max_bytes: &'static str,
+    pub log_max_bytes: u64,
     pub sink_args: &'static [&'static str],
     /// A backend that is not there yet.
     pub without_sink: bool,
@@ -36,7 +39,7 @@ impl Default for Plan {
             workers: 3,
             routers: 1,
             worker_args: &[],
-            log_max_bytes: "4GiB",
+            log_max_bytes: 4 << 30,
             sink_args: &[],
             without_sink: false,
         }
@@ -157,7 +160,7 @@ impl Cluster {
                 "--export".to_owned(),
                 format!("grpc://{}", cluster.sink_address),
                 "--log-max-bytes".to_owned(),
-                plan.log_max_bytes.to_owned(),
+                plan.log_max_bytes.to_string(),
             ];
             args.extend(plan.worker_args.iter().map(|&arg| arg.to_owned()));
             let name = format!("worker-{number}");
@@ -233,7 +236,7 @@ impl Cluster {
             if let Some(status) = sink.exited() {
                 panic!("the backend ended with {status}: {}", sink.stderr());
             }
-            tokio::net::TcpStream::connect(self.sink_address).await.ok()
+            TcpStream::connect(self.sink_address).await.ok()
         })
         .await;
         self.sink = Some(sink);
@@ -261,8 +264,6 @@ impl Cluster {
             "load",
             "--to",
             &to,
-            "--shape",
-            "fleet",
             "--rate",
             rate,
             "--for",
@@ -274,6 +275,7 @@ impl Cluster {
             "--output",
             "json",
         ];
+        // `fleet` unless `args` say otherwise: it is the default of the tool.
         let args: Vec<String> = fixed
             .iter()
             .chain(args)
@@ -341,6 +343,46 @@ impl Cluster {
             split: count("split"),
             unknown: count("unknown"),
         }
+    }
+}
+
+/// What a Kubernetes Service is to clients: one address, each connection to one of those behind it
+/// that accepts connections, in turn.
+pub struct Service {
+    pub address: SocketAddr,
+    accepting: JoinHandle<()>,
+}
+
+impl Service {
+    pub async fn start(behind: Vec<SocketAddr>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let accepting = tokio::spawn(async move {
+            // Dropped with this task, and the connections with it.
+            let mut connections = JoinSet::new();
+            let mut turn = 0;
+            loop {
+                let (mut client, _) = listener.accept().await.unwrap();
+                turn += 1;
+                let mut order = behind.clone();
+                order.rotate_left(turn % behind.len());
+                connections.spawn(async move {
+                    for address in order {
+                        if let Ok(mut server) = TcpStream::connect(address).await {
+                            drop(copy_bidirectional(&mut client, &mut server).await);
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        Self { address, accepting }
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.accepting.abort();
     }
 }
 

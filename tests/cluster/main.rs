@@ -13,8 +13,10 @@
     reason = "helpers of tests"
 )]
 
+mod bad_input;
 mod cluster;
 #[path = "../support/dns.rs"]
 mod dns;
+mod failures;
 mod process;
 mod whole;
