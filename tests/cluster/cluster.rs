@@ -27,6 +27,7 @@ pub struct Plan {
     pub routers: usize,
     /// Beside those every worker has.
     pub worker_args: &'static [&'static str],
+    pub router_args: &'static [&'static str],
     pub log_max_bytes: u64,
     pub sink_args: &'static [&'static str],
     /// A backend that is not there yet.
@@ -39,6 +40,7 @@ impl Default for Plan {
             workers: 3,
             routers: 1,
             worker_args: &[],
+            router_args: &[],
             log_max_bytes: 4 << 30,
             sink_args: &[],
             without_sink: false,
@@ -176,7 +178,8 @@ impl Cluster {
         cluster._dns.set_records(SERVICE, &records);
         for number in 0..plan.routers {
             let name = format!("router-{number}");
-            let router = cluster.tier(ROUTER, &name, &workers_url, Vec::new());
+            let args = plan.router_args.iter().map(|&arg| arg.to_owned()).collect();
+            let router = cluster.tier(ROUTER, &name, &workers_url, args);
             cluster.routers.push(router);
         }
         if !plan.without_sink {

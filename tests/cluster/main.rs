@@ -19,4 +19,5 @@ mod cluster;
 mod dns;
 mod failures;
 mod process;
+mod start;
 mod whole;
