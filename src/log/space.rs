@@ -258,6 +258,15 @@ impl Space {
         inner.changes += 1;
     }
 
+    /// Whether a segment takes a quarter of its full size or more, and nothing in it is live. One
+    /// that is still open goes only once it is sealed.
+    pub fn is_wasted(&self, segment: SegmentId) -> bool {
+        let quarter = u64::from(self.config.segment_bytes / 4);
+        let inner = self.lock();
+        let segment = inner.segments.get(&segment);
+        segment.is_some_and(|it| it.live <= 0 && it.bytes >= quarter)
+    }
+
     /// From now on a segment that was handed out is there until [`Space::unlinked`]: two shards'
     /// disk threads unlink side by side, and if the younger file went first a crash would leave
     /// exported fragments without their tombstones.

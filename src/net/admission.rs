@@ -121,6 +121,14 @@ impl Drop for Permit {
     }
 }
 
+impl Permit {
+    /// Another permit of the same budget, for what is made of this one's message; `None` when the
+    /// bytes are not there.
+    pub fn take_beside(&self, bytes: u64) -> Option<Self> {
+        self.budget.try_take(bytes)
+    }
+}
+
 /// Shows budgets at scrape time, so that taking and giving back stay two atomics.
 pub struct BudgetMetrics {
     budgets: Vec<(&'static str, Arc<Budget>)>,

@@ -1,16 +1,19 @@
 //! From a received message to acknowledged fragments: scan, group by trace, give each shard its
 //! share, wait until all is written, pass on what belongs elsewhere.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::cluster::View;
-use crate::model::{Fingerprint, Member, TraceId};
+use crate::model::{Fingerprint, TraceId};
 use crate::net::admission::Permit;
 use crate::net::server::{Accepted, Ingest, IngestRequest};
 use crate::net::status::{Refusal, RefusalReason};
-use crate::wire::{FragmentView, Fragments, RejectReason, Rejections, Scan, ScanError, ScanLimits};
+use crate::wire::{
+    self, FragmentView, Fragments, RejectReason, Rejections, Scan, ScanError, ScanLimits,
+};
 use crate::worker::Worker;
 use crate::worker::shard::{AppendRefused, Placement};
 
@@ -21,7 +24,6 @@ pub struct Incoming {
     pub(crate) scan: Scan,
     pub(crate) fragments: Fragments,
     /// Given back when the last shard has let go, even if the client went away before.
-    #[allow(dead_code, reason = "held for its drop")]
     permit: Permit,
 }
 
@@ -239,28 +241,50 @@ impl Worker {
         elsewhere: &[u32],
         view: &Arc<View>,
     ) -> Result<(), Refusal> {
-        let mut by_owner: Vec<(Member, Vec<u32>)> = Vec::new();
+        // Which member gets which trace; all fragments of a trace go the same way.
+        let mut owner_of = hashbrown::HashMap::with_capacity_and_hasher(
+            elsewhere.len(),
+            foldhash::fast::RandomState::default(),
+        );
+        let mut by_owner: BTreeMap<u16, Vec<u32>> = BTreeMap::new();
         for &number in elsewhere {
             let trace = incoming.fragments.all()[number as usize].trace;
-            let Some(owner) = view.table.owner(trace) else {
-                continue;
-            };
-            match by_owner.iter_mut().find(|(member, _)| member == owner) {
-                Some((_, numbers)) => numbers.push(number),
-                None => by_owner.push((owner.clone(), vec![number])),
+            if let Some(owner) = view.table.owner_index(trace) {
+                owner_of.insert(trace, owner);
+                by_owner.entry(owner).or_default().push(number);
             }
         }
+        // A header goes once to each owner. Once with each trace, as fragments are, a request of
+        // 4 MiB made 3.7 GiB here: 1,000 traces below one resource of 4 MiB.
+        let members = view.table.members();
+        let stays = members.len() as u16; // below 65,536: `owner_index` counts members in a u16
+        let growth = incoming.scan.split_growth_max(by_owner.len() as u16 + 1);
+        let Some(paid) = incoming.permit.take_beside(growth) else {
+            return Err(Refusal::new(
+                RefusalReason::MemoryPressure,
+                format!(
+                    "no room for {growth} more bytes: headers are copied for each worker that gets \
+                     spans below them, and messages in flight are at their bound; send again later"
+                ),
+            ));
+        };
+        let paid = Arc::new(paid);
+        let parts = wire::split(&incoming.message, &incoming.scan, stays + 1, |trace| {
+            owner_of.get(&trace).copied().unwrap_or(stays)
+        });
         // Owners are asked at the same time: one that hangs must not use up the others' time.
         let mut asked = tokio::task::JoinSet::new();
-        for (owner, numbers) in by_owner {
-            let mut message = Vec::new();
-            for &number in &numbers {
-                incoming.view(number).write_request_to(&mut message);
-            }
+        for part in parts {
+            let Some(numbers) = by_owner.remove(&part.destination) else {
+                continue; // what stays
+            };
+            let owner = members[usize::from(part.destination)].clone();
             let peers = self.peers.clone();
             let view = view.clone();
+            let paid = Arc::clone(&paid);
             asked.spawn(async move {
-                let passed = peers.pass_on(&owner, message.into(), &view).await;
+                let passed = peers.pass_on(&owner, part.message, &view).await;
+                drop(paid);
                 (owner, numbers, passed)
             });
         }

@@ -9,6 +9,11 @@ use crate::net::status::{Refusal, RefusalReason};
 
 /// Reserved on a declared length alone.
 pub(super) const TRUST_BYTES: usize = 1 << 20;
+/// A buffer that outgrows this is moved once more, to where it can grow to the bound. Pages that
+/// were never written take no memory, while every buffer that was left behind does, for a second
+/// or two: doubling all the way, a message of 64 MiB cost 128. Ordinary messages, and what routers
+/// concatenate, stay below.
+const LEAP_BYTES: usize = 4 << 20;
 /// Room that a decoder is given at a time.
 const STEP_BYTES: usize = 256 << 10;
 
@@ -19,9 +24,10 @@ pub(super) struct Message {
     pub(super) permit: Permit,
 }
 
-/// A buffer that pays for its capacity before it has it.
+/// A buffer that pays for its bytes before they are written to.
 pub(super) struct Held {
-    /// Its length is what was ever written or zeroed; `filled` is what counts.
+    /// Its length is what was ever written or zeroed; `filled` is what counts. Never longer than
+    /// `permit`; the capacity may be, in pages that were never touched.
     bytes: Vec<u8>,
     filled: usize,
     bytes_max: usize,
@@ -46,23 +52,38 @@ impl Held {
         })
     }
 
-    /// Makes the capacity at least `needed`, doubling. While the bytes move, the old buffer and the
-    /// new one exist side by side; only the new one is paid.
+    /// Makes room for `needed` bytes, paid by doubling. While a buffer moves, the old one and what
+    /// was copied of it exist side by side, which is what is paid by then.
     fn reserve(&mut self, needed: usize) -> Result<(), Refusal> {
-        let capacity = self.bytes.capacity();
-        if needed <= capacity {
+        let paid = self.paid();
+        if needed <= paid {
             return Ok(());
         }
         if needed > self.bytes_max {
             return Err(too_large(needed as u64, self.bytes_max));
         }
-        let target = capacity.saturating_mul(2).clamp(needed, self.bytes_max);
-        let more = (target as u64).saturating_sub(self.permit.bytes());
+        let target = paid.saturating_mul(2).clamp(needed, self.bytes_max);
+        let more = (target - paid) as u64;
         if !self.permit.grow(more) {
             return Err(pressure(more));
         }
-        self.bytes.reserve_exact(target - self.bytes.len());
+        if target > self.bytes.capacity() {
+            let capacity = if target > LEAP_BYTES {
+                self.bytes_max
+            } else {
+                target
+            };
+            self.bytes
+                .try_reserve_exact(capacity - self.bytes.len())
+                .map_err(|_| pressure(capacity as u64))?; // where address space is bounded
+        }
         Ok(())
+    }
+
+    /// How long the buffer may become.
+    fn paid(&self) -> usize {
+        // Not above bytes_max, so it fits.
+        self.permit.bytes() as usize
     }
 
     pub(super) fn extend(&mut self, chunk: &[u8]) -> Result<(), Refusal> {
@@ -80,7 +101,7 @@ impl Held {
             return Ok(&mut self.probe);
         }
         self.reserve(self.filled + 1)?;
-        let end = (self.filled + STEP_BYTES).min(self.bytes.capacity());
+        let end = (self.filled + STEP_BYTES).min(self.paid());
         if self.bytes.len() < end {
             // Every byte is zeroed once, not once a step.
             self.bytes.resize(end, 0);
@@ -99,7 +120,8 @@ impl Held {
 
     pub(super) fn into_message(mut self) -> Message {
         self.bytes.truncate(self.filled);
-        if self.filled < self.bytes.capacity() / 2 {
+        // Gives the tail of a large buffer back where it lies; a small one is copied.
+        if self.bytes.capacity() > LEAP_BYTES || self.filled < self.bytes.capacity() / 2 {
             self.bytes.shrink_to_fit();
         }
         self.permit.shrink_to(self.bytes.capacity() as u64);

@@ -102,6 +102,8 @@ pub struct Shard {
     written_before: u64,
     /// After a failed write: nothing is accepted until then.
     refuse_until: Option<Moment>,
+    /// Client bytes were refused because the log is at its bound.
+    full: bool,
     freed: Vec<SegmentId>,
     deciding: bool,
     verdicts: u64,
@@ -168,6 +170,7 @@ impl Shard {
             batch: 1,
             written_before: 1,
             refuse_until: None,
+            full: false,
             freed: Vec::new(),
             deciding: false,
             verdicts: 0,
@@ -225,6 +228,7 @@ impl Shard {
                     let admitted = *admitted
                         .get_or_insert_with(|| self.space.admits(incoming.message.len() as u64));
                     if !admitted {
+                        self.full = true;
                         return Err(AppendRefused::LogFull);
                     }
                     self.append_one(incoming, number, fate == SpanFate::LateKept, now);
@@ -326,8 +330,22 @@ impl Shard {
             self.index.shrink();
             self.deadlines.shrink();
         }
+        self.make_room();
         self.free_segments();
         self.show();
+    }
+
+    /// In a full log the open segments may be all that is left. Nothing new comes in that would fill
+    /// and so seal them, and only what is sealed is freed: the log would stay full for ever.
+    fn make_room(&mut self) {
+        if self.full
+            && self.refuse_until.is_none()
+            && let Some(open) = self.writer.segment()
+            && self.space.is_wasted(open)
+        {
+            self.full = false;
+            self.writer.seal_current();
+        }
     }
 
     fn due(&self, entry: &TraceEntry) -> (Moment, DecideReason) {

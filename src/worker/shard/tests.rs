@@ -454,6 +454,34 @@ fn dropped_bytes_are_kept_for_drop_retain_and_then_go() {
 }
 
 #[test]
+fn a_log_that_is_full_with_its_open_segment_is_accepted_into_again_once_that_is_exported() {
+    // Room for one segment: the one that is being written is all that can be freed.
+    let segment_bytes = 64 << 10;
+    let mut bench = Bench::on(
+        SimulatedDisk::default(),
+        rules(wait(10), true),
+        3 * u64::from(segment_bytes),
+        segment_bytes,
+        at(0),
+    );
+    let name = "x".repeat(2_000);
+    let mut taken = 0;
+    while bench.append(&spans(taken, 0..5, &name), at(0)).is_ok() {
+        taken += 1;
+        bench.write();
+    }
+    assert!(taken > 0);
+    bench.tick(at(10));
+    assert_eq!(bench.export(at(10)).len() as u64, taken);
+    let mut refused = 0;
+    while bench.append(&spans(999, 0..5, &name), at(11)).is_err() {
+        refused += 1;
+        assert!(refused < 10, "nothing is held and the log is full for ever");
+        bench.tick(at(11));
+    }
+}
+
+#[test]
 fn at_the_byte_bound_new_bytes_are_refused_until_there_is_room() {
     let reserve = 2 * (64 << 10);
     let mut bench = Bench::on(

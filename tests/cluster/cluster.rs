@@ -1,0 +1,423 @@
+//! A whole installation on this machine: a DNS server in this process; workers that `srv://` finds
+//! on it, routers, a backend and a load as processes; and the books that are compared at the end.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Mutex, MutexGuard};
+use tokio::task::{JoinHandle, JoinSet};
+
+use crate::dns::DnsServer;
+use crate::process::{PATIENCE, Process, ROUTER, Scrape, TOOL, WORKER, free_address, page, until};
+
+const SERVICE: &str = "_otlp-grpc._tcp.workers.obs.svc.cluster.local";
+
+/// Whole clusters do not share two cores: each test of this binary has its turn.
+static TURN: Mutex<()> = Mutex::const_new(());
+
+/// What a cluster is made of.
+pub struct Plan {
+    pub workers: usize,
+    pub routers: usize,
+    /// Beside those every worker has.
+    pub worker_args: &'static [&'static str],
+    pub router_args: &'static [&'static str],
+    pub log_max_bytes: u64,
+    pub sink_args: &'static [&'static str],
+    /// A backend that is not there yet.
+    pub without_sink: bool,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            workers: 3,
+            routers: 1,
+            worker_args: &[],
+            router_args: &[],
+            log_max_bytes: 4 << 30,
+            sink_args: &[],
+            without_sink: false,
+        }
+    }
+}
+
+/// A router or a worker; may be started again.
+pub struct Tier {
+    pub name: String,
+    binary: &'static str,
+    args: Vec<String>,
+    pub grpc: SocketAddr,
+    pub http: SocketAddr,
+    pub admin: SocketAddr,
+    pub process: Process,
+    dir: PathBuf,
+}
+
+pub struct Cluster {
+    pub workers: Vec<Tier>,
+    pub routers: Vec<Tier>,
+    sink: Option<Process>,
+    sink_address: SocketAddr,
+    /// Answers as long as it lives.
+    _dns: DnsServer,
+    dir: TempDir,
+    _turn: MutexGuard<'static, ()>,
+}
+
+/// What `tailring load` said at its end.
+#[derive(Debug)]
+pub struct LoadEnd {
+    pub report: Value,
+    pub succeeded: bool,
+}
+
+/// What `tailring verify` found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Findings {
+    pub sent: u64,
+    pub acknowledged: u64,
+    pub got: u64,
+    pub lost: u64,
+    pub doubled: u64,
+    pub split: u64,
+    pub unknown: u64,
+}
+
+impl Tier {
+    pub async fn is_ready(&self) -> bool {
+        matches!(page(self.admin, "/readyz").await, Some((200, _)))
+    }
+
+    pub async fn ready(&mut self) {
+        let what = format!("{} is ready", self.name);
+        until(&what, PATIENCE, async || {
+            if let Some(status) = self.process.exited() {
+                panic!(
+                    "{} ended with {status}: {}",
+                    self.name,
+                    self.process.stderr()
+                );
+            }
+            self.is_ready().await.then_some(())
+        })
+        .await;
+    }
+
+    pub async fn metrics(&self) -> Scrape {
+        let what = format!("{} shows its metrics", self.name);
+        until(&what, PATIENCE, async || Scrape::of(self.admin).await).await
+    }
+
+    pub async fn metric(&self, name: &str, labels: &[&str]) -> u64 {
+        self.metrics().await.sum(name, labels)
+    }
+
+    /// The same command once more: same name, ports and directory.
+    pub fn start_again(&mut self) {
+        self.process = Process::start(self.binary, &self.args, &self.dir, &self.name);
+    }
+
+    /// SIGKILL, and certainly dead.
+    pub async fn kill(&mut self) {
+        self.process.signal(Signal::KILL);
+        self.process.exit(PATIENCE).await;
+    }
+}
+
+impl Cluster {
+    pub async fn start(plan: Plan) -> Self {
+        let turn = TURN.lock().await;
+        // Not the temporary directory, which may be memory: a log belongs on a disk.
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let policies = dir.path().join("policies.yaml");
+        let text = "decision_wait: 2s\npolicies:\n  - {name: all, type: always_sample}\n";
+        std::fs::write(&policies, text).unwrap();
+        let dns = DnsServer::start().await;
+        let workers_url = format!("srv://{SERVICE}?nameserver={}", dns.address());
+        let mut cluster = Self {
+            workers: Vec::new(),
+            routers: Vec::new(),
+            sink: None,
+            sink_address: free_address(),
+            _dns: dns,
+            dir,
+            _turn: turn,
+        };
+        let name = |number| format!("worker-{number}.workers.obs.svc.cluster.local");
+        for number in 0..plan.workers {
+            let mut args = vec![
+                "--name".to_owned(),
+                name(number),
+                "--policies".to_owned(),
+                policies.to_string_lossy().into_owned(),
+                "--data-dir".to_owned(),
+                format!("data-{number}"),
+                "--export".to_owned(),
+                format!("grpc://{}", cluster.sink_address),
+                "--log-max-bytes".to_owned(),
+                plan.log_max_bytes.to_string(),
+            ];
+            args.extend(plan.worker_args.iter().map(|&arg| arg.to_owned()));
+            let name = format!("worker-{number}");
+            let worker = cluster.tier(WORKER, &name, &workers_url, args);
+            cluster.workers.push(worker);
+        }
+        let names: Vec<String> = (0..plan.workers).map(name).collect();
+        let records: Vec<_> = names
+            .iter()
+            .zip(&cluster.workers)
+            .map(|(name, worker)| (name.as_str(), worker.grpc))
+            .collect();
+        cluster._dns.set_records(SERVICE, &records);
+        for number in 0..plan.routers {
+            let name = format!("router-{number}");
+            let args = plan.router_args.iter().map(|&arg| arg.to_owned()).collect();
+            let router = cluster.tier(ROUTER, &name, &workers_url, args);
+            cluster.routers.push(router);
+        }
+        if !plan.without_sink {
+            cluster.start_sink(plan.sink_args).await;
+        }
+        for tier in cluster.workers.iter_mut().chain(&mut cluster.routers) {
+            tier.ready().await;
+        }
+        cluster
+    }
+
+    fn tier(&self, binary: &'static str, name: &str, workers: &str, mut args: Vec<String>) -> Tier {
+        let (grpc, http, admin) = (free_address(), free_address(), free_address());
+        let shared = [
+            ("--workers", workers.to_owned()),
+            ("--listen-grpc", grpc.to_string()),
+            ("--listen-http", http.to_string()),
+            ("--listen-admin", admin.to_string()),
+        ];
+        args.extend(
+            shared
+                .into_iter()
+                .flat_map(|(flag, value)| [flag.to_owned(), value]),
+        );
+        Tier {
+            process: Process::start(binary, &args, self.dir.path(), name),
+            name: name.to_owned(),
+            binary,
+            args,
+            grpc,
+            http,
+            admin,
+            dir: self.dir.path().to_owned(),
+        }
+    }
+
+    /// Starts the backend, or starts it again with the same books and address.
+    pub async fn start_sink(&mut self, args: &[&str]) {
+        assert!(self.sink.is_none(), "one backend at a time");
+        let listen = self.sink_address.to_string();
+        let fixed = [
+            "sink",
+            "--listen",
+            &listen,
+            "--ledger",
+            "got.ledger",
+            "--output",
+            "json",
+        ];
+        let args: Vec<String> = fixed
+            .iter()
+            .chain(args)
+            .map(|&arg| arg.to_owned())
+            .collect();
+        let mut sink = Process::start(TOOL, &args, self.dir.path(), "sink");
+        until("the backend listens", PATIENCE, async || {
+            if let Some(status) = sink.exited() {
+                panic!("the backend ended with {status}: {}", sink.stderr());
+            }
+            TcpStream::connect(self.sink_address).await.ok()
+        })
+        .await;
+        self.sink = Some(sink);
+    }
+
+    pub async fn stop_sink(&mut self) {
+        let mut sink = self.sink.take().expect("a backend");
+        sink.signal(Signal::INT);
+        let status = sink.exit(PATIENCE).await;
+        assert!(status.success(), "{status}: {}", sink.stderr());
+    }
+
+    /// Begins a load on `to` that writes `NAME.ledger`.
+    pub fn load(
+        &self,
+        name: &str,
+        to: SocketAddr,
+        rate: &str,
+        seconds: u32,
+        args: &[&str],
+    ) -> Process {
+        let (to, duration) = (to.to_string(), format!("{seconds}s"));
+        let ledger = format!("{name}.ledger");
+        let fixed = [
+            "load",
+            "--to",
+            &to,
+            "--rate",
+            rate,
+            "--for",
+            &duration,
+            "--connections",
+            "4",
+            "--ledger",
+            &ledger,
+            "--output",
+            "json",
+        ];
+        // `fleet` unless `args` say otherwise: it is the default of the tool.
+        let args: Vec<String> = fixed
+            .iter()
+            .chain(args)
+            .map(|&arg| arg.to_owned())
+            .collect();
+        Process::start(TOOL, &args, self.dir.path(), name)
+    }
+
+    /// A load through the first router.
+    pub fn routed_load(&self, rate: &str, seconds: u32, args: &[&str]) -> Process {
+        self.load("load", self.routers[0].grpc, rate, seconds, args)
+    }
+
+    /// Over all workers that are there.
+    pub async fn workers_sum(&self, name: &str, labels: &[&str]) -> u64 {
+        let mut sum = 0;
+        for worker in &self.workers {
+            sum += worker.metric(name, labels).await;
+        }
+        sum
+    }
+
+    /// Waits until no worker holds anything that the backend has not got.
+    pub async fn settled(&self, within: Duration) {
+        // A worker that has just started shows its gauges a tick (200 ms) after it is ready.
+        let mut in_a_row = 0;
+        until("everything is exported", within, async || {
+            let mut held = 0;
+            for gauge in ["undecided_traces", "awaiting_export_traces"] {
+                held += self
+                    .workers_sum(&format!("tailring_worker_{gauge}"), &[])
+                    .await;
+            }
+            in_a_row = if held == 0 { in_a_row + 1 } else { 0 };
+            (in_a_row > 20).then_some(())
+        })
+        .await;
+    }
+
+    /// Stops the backend and compares what it got with what `NAME.ledger` says was sent.
+    pub async fn verify(&mut self, name: &str) -> Findings {
+        if self.sink.is_some() {
+            self.stop_sink().await;
+        }
+        let sent = format!("{name}.ledger");
+        let args = ["verify", &sent, "got.ledger", "--output", "json"];
+        let args = args.map(str::to_owned);
+        let mut verify = Process::start(TOOL, &args, self.dir.path(), "verify");
+        let status = verify.exit(Duration::from_secs(60)).await;
+        let text = verify.stdout();
+        assert!(
+            matches!(status.code(), Some(0 | 1)),
+            "{status}: {}",
+            verify.stderr()
+        );
+        println!("verify: {text}");
+        let found: Value = serde_json::from_str(&text).unwrap();
+        let count = |name: &str| found[name].as_u64().unwrap();
+        Findings {
+            sent: count("sent_spans"),
+            acknowledged: count("acknowledged_spans"),
+            got: count("got_spans"),
+            lost: count("lost"),
+            doubled: count("doubled"),
+            split: count("split"),
+            unknown: count("unknown"),
+        }
+    }
+}
+
+/// What a Kubernetes Service is to clients: one address, each connection to one of those behind it
+/// that accepts connections, in turn.
+pub struct Service {
+    pub address: SocketAddr,
+    accepting: JoinHandle<()>,
+}
+
+impl Service {
+    pub async fn start(behind: Vec<SocketAddr>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let accepting = tokio::spawn(async move {
+            // Dropped with this task, and the connections with it.
+            let mut connections = JoinSet::new();
+            let mut turn = 0;
+            loop {
+                let (mut client, _) = listener.accept().await.unwrap();
+                turn += 1;
+                let mut order = behind.clone();
+                order.rotate_left(turn % behind.len());
+                connections.spawn(async move {
+                    for address in order {
+                        if let Ok(mut server) = TcpStream::connect(address).await {
+                            drop(copy_bidirectional(&mut client, &mut server).await);
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        Self { address, accepting }
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+impl LoadEnd {
+    /// Waits for a load to end.
+    pub async fn of(mut load: Process, within: Duration) -> Self {
+        let status = load.exit(within).await;
+        let text = load.stdout();
+        println!("load: {text}");
+        assert!(
+            matches!(status.code(), Some(0 | 1)),
+            "{status}: {}",
+            load.stderr()
+        );
+        Self {
+            report: serde_json::from_str(&text).unwrap(),
+            succeeded: status.success(),
+        }
+    }
+
+    pub fn count(&self, name: &str) -> u64 {
+        self.report["counts"][name].as_u64().unwrap()
+    }
+
+    pub fn max_ms(&self) -> f64 {
+        self.report["latency"]["max_ms"].as_f64().unwrap()
+    }
+
+    /// Texts of failures that contain `part`, counted.
+    pub fn failures(&self, part: &str) -> u64 {
+        let failures = self.report["failures"].as_object().unwrap();
+        let fitting = failures.iter().filter(|(text, _)| text.contains(part));
+        fitting.map(|(_, count)| count.as_u64().unwrap()).sum()
+    }
+}
