@@ -105,7 +105,7 @@ fn bench(c: &mut Criterion) {
                     let (mut header, mut section) = (Vec::new(), Vec::new());
                     scope.header.write_to(&mut header);
                     scope.write_spans_to(&mut section);
-                    batch.push((resource.clone(), header, bytes::Bytes::from(section)));
+                    batch.push((resource.clone(), header, Bytes::from(section)));
                 }
             }
             stored.push(batch);
