@@ -1,16 +1,19 @@
 //! From a received message to acknowledged fragments: scan, group by trace, give each shard its
 //! share, wait until all is written, pass on what belongs elsewhere.
 
-use std::sync::Arc;
+use std::collections::{BTreeSet, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
 use crate::cluster::View;
-use crate::model::{Fingerprint, Member, TraceId};
+use crate::model::{Fingerprint, TraceId};
 use crate::net::admission::Permit;
 use crate::net::server::{Accepted, Ingest, IngestRequest};
 use crate::net::status::{Refusal, RefusalReason};
-use crate::wire::{FragmentView, Fragments, RejectReason, Rejections, Scan, ScanError, ScanLimits};
+use crate::wire::{
+    FragmentView, Fragments, Part, RejectReason, Rejections, Scan, ScanError, ScanLimits, split,
+};
 use crate::worker::Worker;
 use crate::worker::shard::{AppendRefused, Placement};
 
@@ -21,8 +24,7 @@ pub struct Incoming {
     pub(crate) scan: Scan,
     pub(crate) fragments: Fragments,
     /// Given back when the last shard has let go, even if the client went away before.
-    #[allow(dead_code, reason = "held for its drop")]
-    permit: Permit,
+    permit: Mutex<Permit>,
 }
 
 /// What a scanned span costs beside its bytes, while its request is in flight: its entries in the
@@ -40,8 +42,12 @@ impl Incoming {
             message,
             scan,
             fragments,
-            permit,
+            permit: Mutex::new(permit),
         })
+    }
+
+    fn trace(&self, number: u32) -> TraceId {
+        self.fragments.all()[number as usize].trace
     }
 
     pub(crate) fn view(&self, number: u32) -> FragmentView<'_> {
@@ -105,7 +111,7 @@ impl Ingest for Worker {
             message,
             scan,
             fragments,
-            permit,
+            permit: Mutex::new(permit),
         });
         let view = self.view.load();
         // A message that was passed on already, or that a router could not give to its owner, is
@@ -157,6 +163,34 @@ fn all_by_shard(
         shares[shard_of(fragment.trace, worker.shards.len())].push((number as u32, placement));
     }
     shares
+}
+
+/// What the owners of these fragments get, by their places in the view. Nothing if there is no
+/// memory for it: headers go with every part, and a sender can make them large.
+fn parts_elsewhere(incoming: &Incoming, elsewhere: &[u32], view: &View) -> Vec<Part> {
+    // One destination more, for the traces that are here already.
+    let here = u16::try_from(view.table.members().len()).unwrap_or(u16::MAX);
+    let destinations = here.saturating_add(1);
+    let growth = incoming.scan.split_growth_max(destinations) + incoming.message.len() as u64;
+    let mut permit = incoming
+        .permit
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    if !permit.grow(growth) {
+        return Vec::new();
+    }
+    drop(permit);
+    let traces: HashSet<TraceId, foldhash::fast::RandomState> = elsewhere
+        .iter()
+        .map(|number| incoming.trace(*number))
+        .collect();
+    let owner_of = |trace: TraceId| match view.table.owner_index(trace) {
+        Some(owner) if traces.contains(&trace) => owner,
+        _ => here,
+    };
+    let mut parts = split(&incoming.message, &incoming.scan, destinations, owner_of);
+    parts.retain(|part| part.destination != here);
+    parts
 }
 
 impl Worker {
@@ -211,6 +245,12 @@ impl Worker {
                         "the log is at its byte bound; send again later",
                     ));
                 }
+                Ok(Err(AppendRefused::MemoryFull)) => {
+                    refused = Some(Refusal::new(
+                        RefusalReason::MemoryPressure,
+                        "the traces in hand take as much memory as they may; send again later",
+                    ));
+                }
                 Ok(Err(AppendRefused::LogFailed)) => {
                     refused = Some(Refusal::new(
                         RefusalReason::LogFailed,
@@ -239,50 +279,42 @@ impl Worker {
         elsewhere: &[u32],
         view: &Arc<View>,
     ) -> Result<(), Refusal> {
-        let mut by_owner: Vec<(Member, Vec<u32>)> = Vec::new();
-        for &number in elsewhere {
-            let trace = incoming.fragments.all()[number as usize].trace;
-            let Some(owner) = view.table.owner(trace) else {
-                continue;
-            };
-            match by_owner.iter_mut().find(|(member, _)| member == owner) {
-                Some((_, numbers)) => numbers.push(number),
-                None => by_owner.push((owner.clone(), vec![number])),
-            }
-        }
         // Owners are asked at the same time: one that hangs must not use up the others' time.
         let mut asked = tokio::task::JoinSet::new();
-        for (owner, numbers) in by_owner {
-            let mut message = Vec::new();
-            for &number in &numbers {
-                incoming.view(number).write_request_to(&mut message);
-            }
-            let peers = self.peers.clone();
-            let view = view.clone();
-            asked.spawn(async move {
-                let passed = peers.pass_on(&owner, message.into(), &view).await;
-                (owner, numbers, passed)
-            });
-        }
-        let mut held: Vec<u32> = elsewhere.to_vec();
-        while let Some(answer) = asked.join_next().await {
-            let Ok((owner, numbers, passed)) = answer else {
+        for part in parts_elsewhere(incoming, elsewhere, view) {
+            let Some(owner) = view.table.members().get(usize::from(part.destination)) else {
                 continue;
             };
-            match passed {
-                Ok(()) => held.retain(|number| numbers.binary_search(number).is_err()),
-                Err(error) => {
+            let (owner, peers, view) = (owner.clone(), self.peers.clone(), view.clone());
+            asked.spawn(async move {
+                let passed = peers.pass_on(&owner, part.message, &view).await;
+                (part.destination, owner, passed)
+            });
+        }
+        let mut passed_to = BTreeSet::new();
+        while let Some(answer) = asked.join_next().await {
+            match answer {
+                Ok((owner, _, Ok(()))) => {
+                    passed_to.insert(owner);
+                }
+                Ok((_, owner, Err(error))) => {
                     self.metrics.forwards_failed.inc();
                     tracing::warn!(%owner, %error, "cannot pass traces on to their owner; holding them here");
                 }
+                Err(error) => tracing::error!(%error, "passing traces on was cut short"),
             }
         }
+        let is_held = |number: &u32| {
+            let owner = view.table.owner_index(incoming.trace(*number));
+            owner.is_none_or(|owner| !passed_to.contains(&owner))
+        };
+        let held: Vec<u32> = elsewhere.iter().copied().filter(is_held).collect();
         if held.is_empty() {
             return Ok(());
         }
         let mut shares = vec![Vec::new(); self.shards.len()];
         for number in held {
-            let trace = incoming.fragments.all()[number as usize].trace;
+            let trace = incoming.trace(number);
             shares[shard_of(trace, self.shards.len())].push((number, Placement::Custody));
         }
         self.append(incoming, shares).await.map(|_| ())
