@@ -83,6 +83,10 @@ async fn start(
         drop_retain: config.drop_retain,
         decision_memory_max_bytes: usize::try_from(config.decision_memory_max_bytes.0)
             .unwrap_or(usize::MAX),
+        index_memory_max_bytes: usize::try_from(
+            shared.memory_limit.size.percent(INDEX_MEMORY_PERCENT).0,
+        )
+        .unwrap_or(usize::MAX),
     };
     let metrics = WorkerMetrics::register(registry);
     // Reading the log blocks this thread. Discovery and signals, the only other tasks yet, go on in
@@ -143,6 +147,9 @@ async fn start(
         }),
     })
 }
+
+/// Of the memory limit, for what is known of the traces in the log. Half is for requests in flight.
+const INDEX_MEMORY_PERCENT: u64 = 30;
 
 /// After a stop was asked for, what is kept may still go out for so long. Kubernetes grants 30 s by
 /// default before it kills.

@@ -40,6 +40,7 @@ struct State {
     /// Writes that still succeed before all fail.
     writes_left: Option<u64>,
     syncs_fail: bool,
+    unlinks_fail: bool,
 }
 
 #[derive(Debug, Default)]
@@ -71,6 +72,7 @@ impl SimulatedDisk {
                 room: None,
                 writes_left: None,
                 syncs_fail: false,
+                unlinks_fail: false,
             })),
         }
     }
@@ -122,6 +124,10 @@ impl SimulatedDisk {
 
     pub fn fail_syncs(&self, fail: bool) {
         self.state().syncs_fail = fail;
+    }
+
+    pub fn fail_unlinks(&self, fail: bool) {
+        self.state().unlinks_fail = fail;
     }
 
     /// What is in a file now.
@@ -188,7 +194,11 @@ impl Disk for SimulatedDisk {
     }
 
     fn unlink(&self, name: &str) -> io::Result<()> {
-        let removed = self.state().names.remove(name);
+        let mut state = self.state();
+        if state.unlinks_fail {
+            return Err(io::Error::other("injected: unlink"));
+        }
+        let removed = state.names.remove(name);
         removed.map(drop).ok_or(io::ErrorKind::NotFound.into())
     }
 

@@ -152,7 +152,8 @@ impl Space {
 
     /// A shard's segments (and those of earlier lives, to whoever asks first) that hold nothing live
     /// and whose tombstones cover nothing that is still there. Each is returned once, oldest first;
-    /// the caller unlinks it (`DiskOp::Unlink`), in this order. One whose unlink failed is returned again.
+    /// the caller unlinks it (`DiskOp::Unlink`), in this order. One that is kept after all
+    /// ([`Space::keep`], which a volume calls when the unlink fails) is returned again.
     ///
     /// A segment goes when it is sealed, nothing in it is live, and nothing older is there of its
     /// shard, or of an earlier life whatever the shard (the traces of a shard may have been
@@ -245,11 +246,8 @@ impl Space {
     /// The writer forgot what it had encoded from `taken` on and writes no more to this segment.
     pub(super) fn abandon(&self, segment: SegmentId, taken: u32) {
         let mut inner = self.lock();
-        if taken == 0 {
-            // Its file was never asked for.
-            inner.remove(segment);
-            return;
-        }
+        // Also one whose file was never asked for (`taken` is 0) is freed in its turn: records of
+        // decisions were meant for it, and are carried forward when it goes.
         inner.set_bytes(segment, u64::from(taken));
         if let Some(segment) = inner.segments.get_mut(&segment) {
             segment.sealed = true;
@@ -293,10 +291,14 @@ impl Space {
         inner.changes += 1;
     }
 
-    pub(super) fn unlink_failed(&self, id: SegmentId) {
+    /// These were handed out by [`Space::take_freed`] and were not unlinked, or not all of them:
+    /// those that are still there are returned again.
+    pub fn keep(&self, segments: impl IntoIterator<Item = SegmentId>) {
         let mut inner = self.lock();
-        if let Some(segment) = inner.segments.get_mut(&id) {
-            segment.going = false;
+        for id in segments {
+            if let Some(segment) = inner.segments.get_mut(&id) {
+                segment.going = false;
+            }
         }
         inner.changes += 1;
     }

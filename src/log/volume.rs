@@ -91,7 +91,9 @@ impl<D: Disk> Volume<D> {
     /// Carries out one operation; gives a written buffer back.
     ///
     /// After a write that failed the segment ends where it was sound and takes no other, so that
-    /// nothing acknowledged ever lies behind a hole. Stop at the first operation of a batch that fails.
+    /// nothing acknowledged ever lies behind a hole. Stop at the first operation of a batch that
+    /// fails, unless it is an unlink: nothing stands on that, and the space hands the segment out
+    /// again.
     pub fn apply(&self, op: DiskOp) -> io::Result<Option<Vec<u8>>> {
         match op {
             DiskOp::Create { segment, .. } => self.create(segment)?,
@@ -212,7 +214,7 @@ impl<D: Disk> Volume<D> {
         };
         match (&done, space) {
             (Ok(()), Some(space)) => space.unlinked(segment),
-            (Err(_), Some(space)) => space.unlink_failed(segment),
+            (Err(_), Some(space)) => space.keep([segment]),
             (_, None) => {}
         }
         done

@@ -147,12 +147,13 @@ impl Writer {
     }
 
     /// Decisions that outlive the segments they were made in. A very long list becomes several
-    /// records, of which the last one's place is returned.
+    /// records, of which the first one's place is returned: the others may lie in a younger
+    /// segment, and whoever carries them forward must begin before the first one goes.
     pub fn checkpoint(&mut self, decisions: &[Decision]) -> Extent {
         let (first, rest) = decisions.split_at(decisions.len().min(DECISIONS_PER_RECORD));
-        let mut extent = self.append(&Record::Checkpoint(first));
+        let extent = self.append(&Record::Checkpoint(first));
         for decisions in rest.chunks(DECISIONS_PER_RECORD) {
-            extent = self.append(&Record::Checkpoint(decisions));
+            self.append(&Record::Checkpoint(decisions));
         }
         extent
     }
@@ -198,9 +199,9 @@ impl Writer {
     /// opens a new segment. The current segment is sealed; a [`Volume`](crate::log::Volume) cuts
     /// it where its last sound write ended.
     ///
-    /// To be called when the failed batch names [`Writer::segment`]; if the writer has gone on to
-    /// another segment meanwhile, there is nothing to abandon. Frames of batches that were taken
-    /// and failed are the caller's to [`Space::release`].
+    /// To be called when the failed batch names [`Writer::segment`], or when all that is pending
+    /// is to be forgotten. Frames of batches that were taken and failed are the caller's to
+    /// [`Space::release`]; those that were pending may be among them and are ignored.
     pub fn abandon(&mut self) {
         self.ops.clear();
         self.ops_bytes = 0;

@@ -50,7 +50,7 @@ pub struct TraceEntry {
     /// Their hashes, once there are many.
     #[expect(
         clippy::box_collection,
-        reason = "8 bytes in each of a million entries instead of 40; few traces ever have one"
+        reason = "few traces have one, and every trace would pay its 48 bytes"
     )]
     many: Option<Box<HashSet<[u8; 16], foldhash::fast::RandomState>>>,
 }
@@ -69,7 +69,14 @@ pub struct Index {
     hasher: foldhash::fast::RandomState,
     undecided: usize,
     undecided_spans: u64,
+    fragments: usize,
 }
+
+/// What a trace costs: its place in a table at 7/8 load after doubling (so up to 16/7 of it), its
+/// deadline, and what the allocator adds.
+const TRACE_BYTES: usize = size_of::<(TraceId, TraceEntry)>() * 16 / 7 + 96;
+/// And each of its fragments, in a list that grew by doubling.
+const FRAGMENT_BYTES: usize = size_of::<FragmentRef>() * 2;
 
 impl FragmentRef {
     pub fn new(hash: FragmentHash, extent: Extent) -> Self {
@@ -147,6 +154,22 @@ impl TraceEntry {
         taken
     }
 
+    /// Takes out the fragment that lies there. Looked for from the youngest on: it is for those
+    /// that could not be written.
+    pub fn forget(&mut self, extent: Extent) {
+        let Some(at) = self
+            .fragments
+            .iter()
+            .rposition(|held| held.extent() == extent)
+        else {
+            return;
+        };
+        let gone = self.fragments.remove(at);
+        if let Some(hashes) = &mut self.many {
+            hashes.remove(&gone.hash);
+        }
+    }
+
     pub fn tail(&self) -> Option<Extent> {
         self.fragments.last().map(FragmentRef::extent)
     }
@@ -164,6 +187,7 @@ impl Default for Index {
             hasher: foldhash::fast::RandomState::default(),
             undecided: 0,
             undecided_spans: 0,
+            fragments: 0,
         }
     }
 }
@@ -208,6 +232,21 @@ impl Index {
         }
     }
 
+    /// A trace got a fragment.
+    pub fn count_fragment(&mut self) {
+        self.fragments += 1;
+    }
+
+    /// A trace that stays lost so many: exported, or not written.
+    pub fn uncount_fragments(&mut self, fragments: usize) {
+        self.fragments -= fragments;
+    }
+
+    /// Memory that all this takes, roughly.
+    pub fn bytes(&self) -> usize {
+        self.table.len() * TRACE_BYTES + self.fragments * FRAGMENT_BYTES
+    }
+
     /// Spans that an undecided trace got.
     pub fn count_spans(&mut self, spans: u32) {
         self.undecided_spans += u64::from(spans);
@@ -237,6 +276,7 @@ impl Index {
         let hash = self.hash(trace);
         let found = self.table.find_entry(hash, |(id, _)| *id == trace).ok()?;
         let ((_, entry), _) = found.remove();
+        self.fragments -= entry.fragments.len();
         if entry.stage == Stage::Undecided {
             self.undecided -= 1;
             self.undecided_spans -= u64::from(entry.spans);
@@ -344,12 +384,20 @@ mod tests {
     #[test]
     fn counts_of_undecided_return_to_zero() {
         let mut index = Index::default();
+        let extent = Extent {
+            segment: SegmentId(1),
+            offset: 0,
+            len: 1,
+        };
         for n in 1..=100 {
             let (entry, begun) = index.begin(trace(n), Moment::ZERO, Stage::Undecided);
             assert!(begun);
             entry.spans += 3;
+            entry.push(FragmentRef::new(FragmentHash(1), extent));
             index.count_spans(3);
+            index.count_fragment();
         }
+        assert!(index.bytes() > 100 * size_of::<TraceEntry>());
         assert_eq!((index.undecided(), index.undecided_spans()), (100, 300));
         for n in 1..=50 {
             assert!(index.decide_keep(trace(n)).is_some());
@@ -359,5 +407,6 @@ mod tests {
         }
         assert_eq!((index.undecided(), index.undecided_spans()), (0, 0));
         assert!(index.is_empty());
+        assert_eq!(index.bytes(), 0);
     }
 }

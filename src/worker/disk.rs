@@ -1,8 +1,7 @@
 //! The I/O thread beside each shard: writes its batches in order, then acknowledges.
 //!
-//! Everything that waits for a disk waits here. After a failed write nothing of the same shard is
-//! written or acknowledged until the shard has taken note, because its next batch may stand on
-//! the one that failed.
+//! Everything that waits for a disk waits here. One batch is here at a time, so that a shard has
+//! taken note of a failed one before it makes the next: that one may stand on it.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -11,6 +10,7 @@ use crossbeam_channel::{Receiver, Sender};
 
 use crate::log::{Disk, DiskOp, Volume};
 use crate::model::SegmentId;
+use crate::worker::shard::AppendRefused;
 use crate::worker::shard_thread::Reply;
 
 /// What an acknowledgement stands for.
@@ -25,10 +25,7 @@ pub enum AckLevel {
 /// One batch with those who wait for it.
 #[derive(Debug)]
 pub(crate) struct DiskBatch {
-    /// `None` for acknowledgements that only wait for what was sent before.
-    pub(crate) number: Option<u64>,
-    /// Writes after a failure carry a new epoch: the shard has taken note.
-    pub(crate) epoch: u64,
+    pub(crate) number: u64,
     pub(crate) ops: Vec<DiskOp>,
     pub(crate) replies: Vec<(Reply, Vec<u32>)>,
 }
@@ -36,9 +33,17 @@ pub(crate) struct DiskBatch {
 /// What became of a batch, for the shard.
 #[derive(Debug)]
 pub(crate) struct DiskDone {
-    pub(crate) number: Option<u64>,
-    pub(crate) failed: bool,
+    pub(crate) number: u64,
+    pub(crate) result: Result<Applied, std::io::Error>,
+    /// Those that were written, to be used again.
     pub(crate) buffers: Vec<Vec<u8>>,
+}
+
+/// All records of a batch are on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Applied {
+    /// Not all of its segments could be removed.
+    pub(crate) unlink_failed: bool,
 }
 
 pub(crate) fn spawn<D: Disk>(
@@ -59,28 +64,21 @@ fn run<D: Disk>(
     batches: &Receiver<DiskBatch>,
     done: &Sender<DiskDone>,
 ) {
-    let mut failed_epoch = None;
     for batch in batches {
         let mut buffers = Vec::new();
-        let failed = failed_epoch == Some(batch.epoch)
-            || match write(volume, level, batch.ops, &mut buffers) {
-                Ok(()) => false,
-                Err(error) => {
-                    tracing::error!(%error, "the log cannot be written; refusing spans until it can");
-                    failed_epoch = Some(batch.epoch);
-                    true
-                }
-            };
+        let result = apply(volume, level, batch.ops, &mut buffers);
+        if let Err(error) = &result {
+            tracing::error!(%error, "the log cannot be written; refusing spans until it can");
+        }
         for (reply, elsewhere) in batch.replies {
-            reply.send(if failed {
-                Err(crate::worker::shard::AppendRefused::LogFailed)
-            } else {
-                Ok(elsewhere)
+            reply.send(match &result {
+                Ok(_) => Ok(elsewhere),
+                Err(_) => Err(AppendRefused::LogFailed),
             });
         }
         let report = DiskDone {
             number: batch.number,
-            failed,
+            result,
             buffers,
         };
         if done.send(report).is_err() {
@@ -90,31 +88,42 @@ fn run<D: Disk>(
     }
 }
 
-fn write<D: Disk>(
+/// Carries out a batch up to the first write that fails. Written buffers are given back.
+pub(crate) fn apply<D: Disk>(
     volume: &Volume<D>,
     level: AckLevel,
     ops: Vec<DiskOp>,
     buffers: &mut Vec<Vec<u8>>,
-) -> std::io::Result<()> {
+) -> std::io::Result<Applied> {
     let mut written: Vec<SegmentId> = Vec::new();
+    let mut unlink_failed = false;
     for op in ops {
-        if let DiskOp::Write { segment, .. } = &op
-            && written.last() != Some(segment)
-        {
-            written.push(*segment);
+        match op {
+            DiskOp::Unlink { segment } => {
+                if level == AckLevel::Synced {
+                    // What made the segment superfluous must be durable before it goes.
+                    sync(volume, &mut written)?;
+                }
+                // A file too many harms no record: who waits for this batch is not refused.
+                if let Err(error) = volume.apply(op) {
+                    tracing::warn!(%segment, %error, "a segment cannot be removed; trying again");
+                    unlink_failed = true;
+                }
+            }
+            DiskOp::Create { .. } | DiskOp::Write { .. } | DiskOp::Seal { .. } => {
+                if let DiskOp::Write { segment, .. } = &op
+                    && written.last() != Some(segment)
+                {
+                    written.push(*segment);
+                }
+                buffers.extend(volume.apply(op)?);
+            }
         }
-        if let DiskOp::Unlink { .. } = &op
-            && level == AckLevel::Synced
-        {
-            // What made the segment superfluous must be durable before it goes.
-            sync(volume, &mut written)?;
-        }
-        buffers.extend(volume.apply(op)?);
     }
     if level == AckLevel::Synced {
         sync(volume, &mut written)?;
     }
-    Ok(())
+    Ok(Applied { unlink_failed })
 }
 
 fn sync<D: Disk>(volume: &Volume<D>, written: &mut Vec<SegmentId>) -> std::io::Result<()> {

@@ -2,9 +2,9 @@
 //!
 //! The exporter pulls: a shard never pushes and never waits. Traces are grouped into messages by
 //! bytes and within a message by resource; a trace larger than a message goes out in several. Only
-//! when the backend has all of a piece of work does the shard hear of it, and only then may the log
-//! forget it.
+//! what the backend has does the shard hear of, and only then may the log forget it.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -21,8 +21,8 @@ use crate::worker::metrics::WorkerMetrics;
 use crate::worker::shard::ExportWork;
 use crate::worker::shard_thread::ShardHandle;
 
-/// A message is closed once it has so many bytes. grpc-go servers, so most backends, refuse more
-/// than 4 MiB by default.
+/// A message is closed before it has more bytes, unless a single span has, or the resource above
+/// it. grpc-go servers, so most backends, refuse more than 4 MiB by default.
 const MESSAGE_BYTES: usize = 3 << 20;
 /// Traces in one piece of work. Their verdict IDs travel in one header: 4 kB, 5.5 kB as base64,
 /// below the 8 kB that proxies take.
@@ -95,11 +95,13 @@ impl<D: Disk> Exporter<D> {
             work: Arc::new(work),
             trace: 0,
             fragment: 0,
+            ahead: VecDeque::new(),
             seen: Seen::default(),
         };
-        let mut delivered = true;
-        let mut spans = 0;
-        loop {
+        // Where the backend's share ends: in the middle of a trace that takes several messages, too.
+        let mut delivered = (0, 0);
+        let mut refused = false;
+        while !self.shard.exports_stopped() {
             let exporter = self.clone();
             // Reading is file I/O and hashing: not for the threads that serve sockets.
             let read = tokio::task::spawn_blocking(move || {
@@ -112,12 +114,17 @@ impl<D: Disk> Exporter<D> {
             };
             reader = back;
             match message {
-                Ok(None) => break,
+                Ok(None) => {
+                    delivered = (reader.trace, reader.fragment);
+                    break;
+                }
                 Ok(Some(message)) => {
                     let batch = self.batch(message);
-                    spans += u64::from(batch.spans);
                     match self.destination.deliver(&batch).await {
-                        Delivery::Done { .. } => {}
+                        Delivery::Done { .. } => {
+                            delivered = (reader.trace, reader.fragment);
+                            self.metrics.spans_exported.inc_by(u64::from(batch.spans));
+                        }
                         Delivery::Refused { code, message } => {
                             tracing::error!(
                                 code,
@@ -126,7 +133,7 @@ impl<D: Disk> Exporter<D> {
                                 spans = batch.spans,
                                 "the backend refused traces for good; they stay in the log and are offered again in a minute"
                             );
-                            delivered = false;
+                            refused = true;
                             break;
                         }
                     }
@@ -134,7 +141,7 @@ impl<D: Disk> Exporter<D> {
                 Err(error) => {
                     self.metrics.log_read_failures.inc();
                     tracing::error!(%error, "kept traces cannot be read back; trying again in a minute");
-                    delivered = false;
+                    refused = true;
                     break;
                 }
             }
@@ -146,11 +153,13 @@ impl<D: Disk> Exporter<D> {
         let Some(work) = Arc::into_inner(reader.work) else {
             return;
         };
-        if delivered {
-            self.metrics.spans_exported.inc_by(spans);
-            self.shard.exported(work);
-        } else {
-            self.shard.put_back(work);
+        let (delivered, rest) = work.split_at(delivered.0, delivered.1);
+        if !delivered.traces.is_empty() {
+            self.shard.exported(delivered);
+        }
+        // Not refused: the process is stopping, and the next one goes on with it.
+        if refused {
+            self.shard.put_back(rest);
         }
     }
 
@@ -210,11 +219,13 @@ impl<D: Disk> Exporter<D> {
     }
 }
 
-/// How far a piece of work has been read.
+/// How far a piece of work has gone into messages.
 struct Reader {
     work: Arc<ExportWork>,
     trace: usize,
     fragment: usize,
+    /// Read and not yet in a message; of the first one, a part may be.
+    ahead: VecDeque<Option<StoredFragment>>,
     seen: Seen,
 }
 
@@ -226,38 +237,64 @@ impl Reader {
     ) -> Result<Option<Message>, ReadError> {
         self.seen.next_message(exporter.dedup_seed);
         let mut message = Message::default();
-        while message.builder.encoded_len() < MESSAGE_BYTES {
-            let extents = self.next_extents();
-            if extents.is_empty() {
-                break;
-            }
-            for stored in exporter.read(&extents)? {
-                let Some(export) = self.work.traces.get(self.trace) else {
+        loop {
+            if self.ahead.is_empty() {
+                let extents = self.next_extents();
+                if extents.is_empty() {
                     break;
-                };
-                if let Some(fragment) = stored {
-                    message
-                        .traces
-                        .push((export.decision.trace, export.decision.id));
-                    for scope in &fragment.scopes {
-                        self.seen.add(
-                            &mut message,
-                            exporter.dedup_seed,
-                            &fragment.resource_header,
-                            &scope.header,
-                            &scope.spans,
-                        );
-                    }
                 }
-                self.fragment += 1;
-                if self.fragment == export.fragments.len() {
-                    self.fragment = 0;
-                    self.trace += 1;
-                    self.seen.next_trace();
-                }
+                self.ahead = exporter.read(&extents)?.into();
+            }
+            if !self.add_next(&mut message, exporter.dedup_seed) {
+                break;
             }
         }
         Ok((message.spans > 0).then_some(message))
+    }
+
+    /// Moves the next fragment into the message; false if there is no room for all of it.
+    fn add_next(&mut self, message: &mut Message, dedup_seed: u64) -> bool {
+        let Some(export) = self.work.traces.get(self.trace) else {
+            self.ahead.clear();
+            return true;
+        };
+        if let Some(Some(fragment)) = self.ahead.front_mut() {
+            // Only one that is larger than a message is cut: should the backend refuse the second
+            // part, the log knows no way to say that it has the first.
+            let spans_len: usize = fragment.scopes.iter().map(|scope| scope.spans.len()).sum();
+            if message.spans > 0 && message.builder.encoded_len() + spans_len > MESSAGE_BYTES {
+                return false;
+            }
+            for (number, scope) in fragment.scopes.iter_mut().enumerate() {
+                let before = message.spans;
+                let added = self.seen.add(
+                    message,
+                    dedup_seed,
+                    &fragment.resource_header,
+                    &scope.header,
+                    &scope.spans,
+                );
+                if message.spans > before {
+                    let verdict = (export.decision.trace, export.decision.id);
+                    if message.traces.last() != Some(&verdict) {
+                        message.traces.push(verdict);
+                    }
+                }
+                if added < scope.spans.len() {
+                    scope.spans = scope.spans.slice(added..);
+                    fragment.scopes.drain(..number);
+                    return false;
+                }
+            }
+        }
+        self.ahead.pop_front();
+        self.fragment += 1;
+        if self.fragment == export.fragments.len() {
+            self.fragment = 0;
+            self.trace += 1;
+            self.seen.next_trace();
+        }
+        true
     }
 
     /// Fragments still to read, in order, of one trace or of several, up to what one read takes.
@@ -334,7 +371,8 @@ impl Seen {
         true
     }
 
-    /// Adds a section to the message without its copies: runs of new spans as they lie.
+    /// Adds a section to the message without its copies: runs of new spans as they lie. Gives the
+    /// length of what found room; an empty message has room for any one span.
     fn add(
         &mut self,
         message: &mut Message,
@@ -342,11 +380,17 @@ impl Seen {
         resource: &[u8],
         scope: &[u8],
         section: &Bytes,
-    ) {
+    ) -> usize {
         let mut run_start = 0;
         let mut at = 0;
+        let mut is_full = false;
         self.sections.push(section.clone());
         for (field, span) in spans_in(section) {
+            let filled = message.builder.encoded_len() + at - run_start;
+            if message.spans > 0 && filled + field.len() > MESSAGE_BYTES {
+                is_full = true;
+                break;
+            }
             let end = at + field.len();
             if self.is_new(span, end - span.len(), end, seed) {
                 message.spans += 1;
@@ -365,6 +409,8 @@ impl Seen {
                 .builder
                 .add(resource, scope, section.slice(run_start..at));
         }
+        // To the end, should what is there not parse: it would be met again and again.
+        if is_full { at } else { section.len() }
     }
 }
 

@@ -1,7 +1,7 @@
 //! From a received message to acknowledged fragments: scan, group by trace, give each shard its
 //! share, wait until all is written, pass on what belongs elsewhere.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -12,7 +12,7 @@ use crate::net::admission::Permit;
 use crate::net::server::{Accepted, Ingest, IngestRequest};
 use crate::net::status::{Refusal, RefusalReason};
 use crate::wire::{
-    self, FragmentView, Fragments, RejectReason, Rejections, Scan, ScanError, ScanLimits,
+    FragmentView, Fragments, Part, RejectReason, Rejections, Scan, ScanError, ScanLimits, split,
 };
 use crate::worker::Worker;
 use crate::worker::shard::{AppendRefused, Placement};
@@ -44,6 +44,10 @@ impl Incoming {
             fragments,
             permit,
         })
+    }
+
+    fn trace(&self, number: u32) -> TraceId {
+        self.fragments.all()[number as usize].trace
     }
 
     pub(crate) fn view(&self, number: u32) -> FragmentView<'_> {
@@ -161,6 +165,29 @@ fn all_by_shard(
     shares
 }
 
+/// What the owners of these fragments get, by their places in the view. Nothing if there is no
+/// memory for it: headers go with every part, and a sender can make them large.
+fn parts_elsewhere(incoming: &Incoming, elsewhere: &[u32], view: &View) -> Vec<Part> {
+    // One destination more, for the traces that are here already.
+    let here = u16::try_from(view.table.members().len()).unwrap_or(u16::MAX);
+    let destinations = here.saturating_add(1);
+    let growth = incoming.scan.split_growth_max(destinations) + incoming.message.len() as u64;
+    if !incoming.permit.grow(growth) {
+        return Vec::new();
+    }
+    let traces: HashSet<TraceId, foldhash::fast::RandomState> = elsewhere
+        .iter()
+        .map(|number| incoming.trace(*number))
+        .collect();
+    let owner_of = |trace: TraceId| match view.table.owner_index(trace) {
+        Some(owner) if traces.contains(&trace) => owner,
+        _ => here,
+    };
+    let mut parts = split(&incoming.message, &incoming.scan, destinations, owner_of);
+    parts.retain(|part| part.destination != here);
+    parts
+}
+
 impl Worker {
     fn count_scanned(&self, scan: &Scan) -> Accepted {
         let rejections: &Rejections = scan.rejections();
@@ -213,6 +240,12 @@ impl Worker {
                         "the log is at its byte bound; send again later",
                     ));
                 }
+                Ok(Err(AppendRefused::MemoryFull)) => {
+                    refused = Some(Refusal::new(
+                        RefusalReason::MemoryPressure,
+                        "the traces in hand take as much memory as they may; send again later",
+                    ));
+                }
                 Ok(Err(AppendRefused::LogFailed)) => {
                     refused = Some(Refusal::new(
                         RefusalReason::LogFailed,
@@ -241,72 +274,42 @@ impl Worker {
         elsewhere: &[u32],
         view: &Arc<View>,
     ) -> Result<(), Refusal> {
-        // Which member gets which trace; all fragments of a trace go the same way.
-        let mut owner_of = hashbrown::HashMap::with_capacity_and_hasher(
-            elsewhere.len(),
-            foldhash::fast::RandomState::default(),
-        );
-        let mut by_owner: BTreeMap<u16, Vec<u32>> = BTreeMap::new();
-        for &number in elsewhere {
-            let trace = incoming.fragments.all()[number as usize].trace;
-            if let Some(owner) = view.table.owner_index(trace) {
-                owner_of.insert(trace, owner);
-                by_owner.entry(owner).or_default().push(number);
-            }
-        }
-        // A header goes once to each owner. Once with each trace, as fragments are, a request of
-        // 4 MiB made 3.7 GiB here: 1,000 traces below one resource of 4 MiB.
-        let members = view.table.members();
-        let stays = members.len() as u16; // below 65,536: `owner_index` counts members in a u16
-        let growth = incoming.scan.split_growth_max(by_owner.len() as u16 + 1);
-        let Some(paid) = incoming.permit.take_beside(growth) else {
-            return Err(Refusal::new(
-                RefusalReason::MemoryPressure,
-                format!(
-                    "no room for {growth} more bytes: headers are copied for each worker that gets \
-                     spans below them, and messages in flight are at their bound; send again later"
-                ),
-            ));
-        };
-        let paid = Arc::new(paid);
-        let parts = wire::split(&incoming.message, &incoming.scan, stays + 1, |trace| {
-            owner_of.get(&trace).copied().unwrap_or(stays)
-        });
         // Owners are asked at the same time: one that hangs must not use up the others' time.
         let mut asked = tokio::task::JoinSet::new();
-        for part in parts {
-            let Some(numbers) = by_owner.remove(&part.destination) else {
-                continue; // what stays
-            };
-            let owner = members[usize::from(part.destination)].clone();
-            let peers = self.peers.clone();
-            let view = view.clone();
-            let paid = Arc::clone(&paid);
-            asked.spawn(async move {
-                let passed = peers.pass_on(&owner, part.message, &view).await;
-                drop(paid);
-                (owner, numbers, passed)
-            });
-        }
-        let mut held: Vec<u32> = elsewhere.to_vec();
-        while let Some(answer) = asked.join_next().await {
-            let Ok((owner, numbers, passed)) = answer else {
+        for part in parts_elsewhere(incoming, elsewhere, view) {
+            let Some(owner) = view.table.members().get(usize::from(part.destination)) else {
                 continue;
             };
-            match passed {
-                Ok(()) => held.retain(|number| numbers.binary_search(number).is_err()),
-                Err(error) => {
+            let (owner, peers, view) = (owner.clone(), self.peers.clone(), view.clone());
+            asked.spawn(async move {
+                let passed = peers.pass_on(&owner, part.message, &view).await;
+                (part.destination, owner, passed)
+            });
+        }
+        let mut passed_to = BTreeSet::new();
+        while let Some(answer) = asked.join_next().await {
+            match answer {
+                Ok((owner, _, Ok(()))) => {
+                    passed_to.insert(owner);
+                }
+                Ok((_, owner, Err(error))) => {
                     self.metrics.forwards_failed.inc();
                     tracing::warn!(%owner, %error, "cannot pass traces on to their owner; holding them here");
                 }
+                Err(error) => tracing::error!(%error, "passing traces on was cut short"),
             }
         }
+        let is_held = |number: &u32| {
+            let owner = view.table.owner_index(incoming.trace(*number));
+            owner.is_none_or(|owner| !passed_to.contains(&owner))
+        };
+        let held: Vec<u32> = elsewhere.iter().copied().filter(is_held).collect();
         if held.is_empty() {
             return Ok(());
         }
         let mut shares = vec![Vec::new(); self.shards.len()];
         for number in held {
-            let trace = incoming.fragments.all()[number as usize].trace;
+            let trace = incoming.trace(number);
             shares[shard_of(trace, self.shards.len())].push((number, Placement::Custody));
         }
         self.append(incoming, shares).await.map(|_| ())

@@ -111,6 +111,7 @@ pub struct WorkerMetrics {
     decisions: Vec<Counter>,
     pub spans_kept: Counter,
     pub spans_dropped: Counter,
+    pub index_bytes: Gauge,
     pub undecided_traces: Gauge,
     pub undecided_spans: Gauge,
     pub awaiting_export_traces: Gauge,
@@ -126,6 +127,7 @@ pub struct WorkerMetrics {
     pub log_bytes: Gauge,
     pub log_segments: Gauge,
     pub log_write_failures: Counter,
+    pub log_unlink_failures: Counter,
     pub log_read_failures: Counter,
     pub log_fragments_damaged: Counter,
     pub forwards_failed: Counter,
@@ -220,6 +222,11 @@ impl WorkerMetrics {
                 "worker_spans_dropped",
                 "Spans of traces whose verdict is DROP",
             ),
+            index_bytes: gauge(
+                registry,
+                "worker_index_bytes",
+                "Memory that undecided traces and those awaiting export take, roughly",
+            ),
             undecided_traces: gauge(
                 registry,
                 "worker_undecided_traces",
@@ -282,6 +289,11 @@ impl WorkerMetrics {
                 registry,
                 "worker_log_write_failures",
                 "Batches that could not be written; their requests were refused",
+            ),
+            log_unlink_failures: counter(
+                registry,
+                "worker_log_unlink_failures",
+                "Batches with a segment that could not be removed; it is removed later",
             ),
             log_read_failures: counter(
                 registry,

@@ -5,11 +5,11 @@
 //! slow disk means larger batches, not longer queues of small ones (group commit).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded, never, select, unbounded};
 use tokio::sync::oneshot;
 
 use crate::log::{Disk, Volume};
@@ -17,6 +17,9 @@ use crate::model::{Moment, SteadyClock};
 use crate::worker::disk::{self, AckLevel, DiskBatch, DiskDone};
 use crate::worker::ingest::Incoming;
 use crate::worker::shard::{AppendRefused, ExportWork, Placement, Shard};
+
+#[cfg(test)]
+mod tests;
 
 /// Answers one request's part at one shard. Dropped unanswered it answers as well: the receiver
 /// sees that the shard is gone.
@@ -49,22 +52,28 @@ enum Control {
     PutBack(ExportWork),
     Deciding(bool),
     AwaitingExport(oneshot::Sender<usize>),
+    StopExports,
     Stop(oneshot::Sender<()>),
 }
 
 /// The door to a running shard; cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct ShardHandle {
+    /// Without a bound of its own: a bounded channel would keep what lies in it, and those who
+    /// wait for it, when the shard is gone.
     data: Sender<Append>,
     control: Sender<Control>,
+    exports_stopped: Arc<AtomicBool>,
     /// Unix milliseconds at which the shard last went round.
     beat: Arc<AtomicU64>,
 }
 
-/// Requests that may wait for a shard. Their bytes are bounded by admission; this bounds the queue
-/// of tiny ones.
+/// Requests that may wait for a shard, give or take those that come at the same moment. Their
+/// bytes are bounded by admission; this bounds the queue of tiny ones.
 const DATA_QUEUE: usize = 4096;
-/// A batch is handed over once it has so many bytes, even if more waits.
+/// A batch is handed over once it has so many bytes, even if more waits. While another one is on
+/// its way no more is taken in: what waits in the queue is counted by admission, what was encoded
+/// is not, and a disk may hang for minutes.
 const BATCH_BYTES: usize = 4 << 20;
 /// The shard looks at its clock at least so often, for gauges and memory that is given back.
 const TICK: Duration = Duration::from_millis(200);
@@ -82,11 +91,12 @@ impl ShardHandle {
             fragments,
             reply: Reply(sender),
         };
-        match self.data.try_send(append) {
-            // Disconnected: the dropped reply tells the caller.
-            Ok(()) | Err(TrySendError::Disconnected(_)) => Some(receiver),
-            Err(TrySendError::Full(_)) => None,
+        if self.data.len() >= DATA_QUEUE {
+            return None;
         }
+        // Disconnected: the dropped reply tells the caller.
+        self.data.send(append).ok();
+        Some(receiver)
     }
 
     /// Waits for kept traces. `None`: the shard has stopped.
@@ -126,6 +136,16 @@ impl ShardHandle {
         receiver.await.unwrap_or(0)
     }
 
+    /// No work for exporters from now on. They see it between two messages, too.
+    pub(crate) fn stop_exports(&self) {
+        self.exports_stopped.store(true, Ordering::Relaxed);
+        self.control.send(Control::StopExports).ok();
+    }
+
+    pub(crate) fn exports_stopped(&self) -> bool {
+        self.exports_stopped.load(Ordering::Relaxed)
+    }
+
     /// Stops the shard once everything it was given is on disk and answered.
     pub(crate) async fn stop(&self) {
         let (reply, receiver) = oneshot::channel();
@@ -142,7 +162,7 @@ pub(crate) fn spawn<D: Disk>(
     volume: Arc<Volume<D>>,
     level: AckLevel,
 ) -> std::io::Result<(ShardHandle, [JoinHandle<()>; 2])> {
-    let (data_sender, data) = bounded(DATA_QUEUE);
+    let (data_sender, data) = data_queue();
     let (control_sender, control) = unbounded();
     let (batch_sender, batches) = bounded(1);
     let (done_sender, done) = bounded(1);
@@ -160,9 +180,9 @@ pub(crate) fn spawn<D: Disk>(
                 batches: batch_sender,
                 done,
                 on_its_way: false,
-                epoch: 0,
                 replies: Vec::new(),
                 pulls: Vec::new(),
+                exports_stopped: false,
                 stop: None,
                 beat: beaten,
             }
@@ -171,9 +191,14 @@ pub(crate) fn spawn<D: Disk>(
     let handle = ShardHandle {
         data: data_sender,
         control: control_sender,
+        exports_stopped: Arc::default(),
         beat,
     };
     Ok((handle, [thread, disk]))
+}
+
+fn data_queue() -> (Sender<Append>, Receiver<Append>) {
+    unbounded()
 }
 
 struct Waiting {
@@ -191,16 +216,17 @@ struct Running {
     done: Receiver<DiskDone>,
     /// A batch is at the disk thread.
     on_its_way: bool,
-    epoch: u64,
     /// Who waits for the batch that is being filled.
     replies: Vec<(Reply, Vec<u32>)>,
     pulls: Vec<Waiting>,
+    exports_stopped: bool,
     stop: Option<oneshot::Sender<()>>,
     beat: Arc<AtomicU64>,
 }
 
 impl Running {
     fn run(mut self) {
+        let nothing = never();
         loop {
             let now = self.clock.now();
             self.beat.store(now.unix_millis(), Ordering::Relaxed);
@@ -208,6 +234,11 @@ impl Running {
                 .shard
                 .next_wakeup()
                 .map_or(TICK, |at| at.since(now).min(TICK));
+            let data = if self.on_its_way && self.shard.pending_bytes() >= BATCH_BYTES {
+                &nothing
+            } else {
+                &self.data
+            };
             select! {
                 recv(self.done) -> done => match done {
                     Ok(done) => self.batch_done(done),
@@ -218,7 +249,7 @@ impl Running {
                     // Nobody holds a handle: nobody will ever ask for anything again.
                     Err(_) => return,
                 },
-                recv(self.data) -> append => {
+                recv(data) -> append => {
                     if let Ok(append) = append {
                         self.append(append);
                     }
@@ -274,7 +305,12 @@ impl Running {
             Control::AwaitingExport(reply) => {
                 reply.send(self.shard.awaiting_export()).ok();
             }
-            Control::Stop(stopped) => self.stop = Some(stopped),
+            Control::StopExports => self.exports_stopped = true,
+            Control::Stop(stopped) => {
+                // What could not be written has one more chance.
+                self.shard.retry_at(now);
+                self.stop = Some(stopped);
+            }
         }
     }
 
@@ -283,16 +319,20 @@ impl Running {
         for buffer in done.buffers {
             self.shard.recycle(buffer);
         }
-        if done.failed {
-            // Those who joined the batch being filled may wait for bytes that are now forgotten.
-            for (reply, _) in self.replies.drain(..) {
-                reply.send(Err(AppendRefused::LogFailed));
+        match done.result {
+            Ok(applied) => {
+                self.shard.batch_written(done.number);
+                if applied.unlink_failed {
+                    self.shard.unlink_failed(self.clock.now());
+                }
             }
-            self.epoch += 1;
-            self.shard
-                .batch_failed(done.number.unwrap_or_default(), self.clock.now());
-        } else if let Some(number) = done.number {
-            self.shard.batch_written(number);
+            Err(_) => {
+                // Those who joined the batch being filled wait for bytes that are now forgotten.
+                for (reply, _) in self.replies.drain(..) {
+                    reply.send(Err(AppendRefused::LogFailed));
+                }
+                self.shard.batch_failed(done.number, self.clock.now());
+            }
         }
     }
 
@@ -300,19 +340,15 @@ impl Running {
         if self.on_its_way {
             return;
         }
-        let (number, ops) = match self.shard.take_batch() {
-            Some((number, ops)) => (Some(number), ops),
+        let Some((number, ops)) = self.shard.take_batch() else {
             // Nothing to write and nothing on its way: all that the replies wait for is done.
-            None => {
-                for (reply, elsewhere) in self.replies.drain(..) {
-                    reply.send(Ok(elsewhere));
-                }
-                return;
+            for (reply, elsewhere) in self.replies.drain(..) {
+                reply.send(Ok(elsewhere));
             }
+            return;
         };
         let batch = DiskBatch {
             number,
-            epoch: self.epoch,
             ops,
             replies: std::mem::take(&mut self.replies),
         };
@@ -321,6 +357,9 @@ impl Running {
     }
 
     fn answer_pulls(&mut self) {
+        if self.exports_stopped {
+            self.pulls.clear();
+        }
         while let Some(waiting) = self.pulls.pop() {
             if waiting.reply.is_closed() {
                 continue;

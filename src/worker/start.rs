@@ -37,6 +37,8 @@ pub struct WorkerConfig {
     pub trace_bytes_max: u64,
     pub drop_retain: Duration,
     pub decision_memory_max_bytes: usize,
+    /// For what is known in memory of the traces in the log, roughly.
+    pub index_memory_max_bytes: usize,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +72,12 @@ const PARSED_KEPT: usize = 64;
 /// Message buffers that are kept for the next message.
 const SPARE_MESSAGES: usize = 2;
 const SPARE_MESSAGE_BYTES_MAX: usize = 8 << 20;
+/// A request of some 5,000 spans. The largest ones make 40 MiB, and 64 of those would never be
+/// given back.
+const PARSED_BYTES_MAX: usize = 1 << 20;
+
+/// A backend that is well answers within this.
+const LAST_ANSWER_WITHIN: Duration = Duration::from_secs(3);
 
 impl Worker {
     /// Indexes the log and starts the shards and their exporters. Blocks while it reads; call it
@@ -95,6 +103,7 @@ impl Worker {
         let shard_config = ShardConfig {
             trace_spans_max: config.trace_spans_max,
             trace_bytes_max: config.trace_bytes_max,
+            index_bytes_max: config.index_memory_max_bytes / usize::from(config.shards),
             drop_retain: config.drop_retain,
             decision_memory: DecisionMemory {
                 bytes_max: config.decision_memory_max_bytes / usize::from(config.shards),
@@ -199,22 +208,17 @@ impl Worker {
     }
 
     /// After the last request: waits until what is kept is exported, at most `deadline`, then
-    /// stops. What is left stays in the log for the next life. Returns how many kept traces are.
+    /// stops; a message that is on its way to the backend then has [`LAST_ANSWER_WITHIN`] to be
+    /// answered. What is left stays in the log for the next life. Returns how many kept traces are.
     pub async fn stop(&self, deadline: Duration) -> usize {
         let end = tokio::time::Instant::now() + deadline;
-        let mut left;
-        loop {
-            left = 0;
-            for shard in &self.shards {
-                left += shard.awaiting_export().await;
-            }
-            if left == 0 || tokio::time::Instant::now() >= end {
-                break;
-            }
+        while self.awaiting_export().await > 0 && tokio::time::Instant::now() < end {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+        // Before the shards stop, so that they can note what was delivered: the next life would
+        // export it a second time.
         for shard in &self.shards {
-            shard.stop().await;
+            shard.stop_exports();
         }
         let exporters = std::mem::take(
             &mut *self
@@ -222,8 +226,15 @@ impl Worker {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner),
         );
-        for exporter in exporters {
-            exporter.abort();
+        let end = tokio::time::Instant::now() + LAST_ANSWER_WITHIN;
+        for mut exporter in exporters {
+            if tokio::time::timeout_at(end, &mut exporter).await.is_err() {
+                exporter.abort();
+            }
+        }
+        let left = self.awaiting_export().await;
+        for shard in &self.shards {
+            shard.stop().await;
         }
         let threads =
             std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
@@ -241,6 +252,14 @@ impl Worker {
         left
     }
 
+    async fn awaiting_export(&self) -> usize {
+        let mut traces = 0;
+        for shard in &self.shards {
+            traces += shard.awaiting_export().await;
+        }
+        traces
+    }
+
     pub(crate) fn take_parsed(&self) -> (Scan, Fragments) {
         self.parsed
             .lock()
@@ -250,6 +269,10 @@ impl Worker {
     }
 
     pub(crate) fn give_parsed(&self, parsed: (Scan, Fragments)) {
+        let (scan, fragments) = &parsed;
+        if scan.heap_bytes() + fragments.heap_bytes() > PARSED_BYTES_MAX {
+            return;
+        }
         let mut kept = self.parsed.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() < PARSED_KEPT {
             kept.push(parsed);

@@ -1,6 +1,8 @@
 //! Handing records to the disk in batches, and undoing what did not arrive.
 
-use super::{RETRY_WRITE_AFTER, Shard, Unwritten};
+use std::collections::HashMap;
+
+use super::{RETRY_UNLINK_AFTER, RETRY_WRITE_AFTER, RETRY_WRITE_AFTER_MOST, Shard, Unwritten};
 use crate::log::DiskOp;
 use crate::model::{Extent, Moment, SegmentId, TraceId};
 use crate::trace::Stage;
@@ -29,6 +31,8 @@ impl Shard {
                 .map(|segment| DiskOp::Unlink { segment }),
         );
         if ops.is_empty() {
+            // Nothing is left of the failed batches.
+            self.failures = 0;
             return None;
         }
         let batch = self.batch;
@@ -43,6 +47,7 @@ impl Shard {
     /// This batch and all before it are where `--ack` wants them.
     pub fn batch_written(&mut self, batch: u64) {
         self.written_before = batch + 1;
+        self.failures = 0;
         while let Some((number, _)) = self.unwritten.front() {
             if *number > batch {
                 break;
@@ -51,57 +56,112 @@ impl Shard {
         }
     }
 
+    /// After a failed write: tries again then already.
+    pub fn retry_at(&mut self, at: Moment) {
+        self.refuse_until = self.refuse_until.map(|until| until.min(at));
+    }
+
+    /// Some segments of a batch that was written could not be unlinked. They are still there, and
+    /// are freed again in a moment.
+    pub fn unlink_failed(&mut self, now: Moment) {
+        self.metrics.log_unlink_failures.inc();
+        self.free_after = now + RETRY_UNLINK_AFTER;
+    }
+
     /// This batch is not on disk, and nothing after it will be: its fragments are forgotten (their
-    /// clients were refused), its verdicts and tombstones are written again later.
+    /// clients were refused), its verdicts and tombstones are written again later, and only behind
+    /// them go the segments that were to go.
     pub fn batch_failed(&mut self, batch: u64, now: Moment) {
         self.metrics.log_write_failures.inc();
         self.writer.abandon();
-        self.refuse_until = Some(now + RETRY_WRITE_AFTER);
-        let lost: Vec<_> = std::mem::take(&mut self.unwritten)
-            .into_iter()
-            .flat_map(|(number, records)| {
-                debug_assert!(number >= batch, "batches are confirmed in order");
-                records
-            })
-            .collect();
-        for record in lost {
-            match record {
-                Unwritten::Fragment {
-                    trace,
-                    extent,
-                    spans,
-                    span_bytes,
-                } => {
-                    self.space.release([extent]);
-                    self.forget_fragment(trace, extent, spans, span_bytes);
+        let retry = RETRY_WRITE_AFTER * 2_u32.saturating_pow(self.failures);
+        self.refuse_until = Some(now + retry.min(RETRY_WRITE_AFTER_MOST));
+        self.failures = self.failures.saturating_add(1);
+        self.freed.clear();
+        let mut fragments = Vec::new();
+        for (number, records) in std::mem::take(&mut self.unwritten) {
+            debug_assert!(number >= batch, "batches are confirmed in order");
+            for record in records {
+                match record {
+                    Unwritten::Fragment { .. } => fragments.push(record),
+                    Unwritten::Unlink(segment) => self.space.keep([segment]),
+                    record => self.backlog.push(record),
                 }
-                control => self.backlog.push(control),
             }
         }
+        self.forget_fragments(&fragments);
         // Verdicts go into a later batch than their exports were told to wait for.
         self.batch += 1;
-        let batch = self.batch;
+        let last = self.last_unwritten_batch();
         for (wait, _) in &mut self.exports {
             if *wait >= self.written_before {
-                *wait = batch;
+                *wait = last;
             }
         }
     }
 
-    fn forget_fragment(&mut self, trace: TraceId, extent: Extent, spans: u32, span_bytes: u32) {
-        let Some(entry) = self.index.get_mut(trace) else {
-            return;
-        };
-        entry.take(|held| held.extent() == extent);
-        entry.spans -= spans;
-        entry.span_bytes -= u64::from(span_bytes);
-        let undecided = entry.stage == Stage::Undecided;
-        let empty = entry.fragments().is_empty();
-        if undecided {
-            self.index.uncount_spans(spans);
+    /// When this batch is on disk, all is that was recorded until now. One that is on disk already
+    /// if nothing else is to be written: there may be no next batch for hours.
+    pub(super) fn last_unwritten_batch(&self) -> u64 {
+        if !self.backlog.is_empty() {
+            return self.batch;
         }
-        if empty {
-            self.index.remove(trace);
+        let unwritten = self.unwritten.back().map(|(batch, _)| *batch);
+        unwritten.unwrap_or(self.written_before - 1)
+    }
+
+    fn forget_fragments(&mut self, lost: &[Unwritten]) {
+        let mut dropped = Vec::new();
+        // The youngest first: they are the last ones of their traces.
+        for record in lost.iter().rev() {
+            let &Unwritten::Fragment {
+                trace,
+                extent,
+                spans,
+                span_bytes,
+            } = record
+            else {
+                continue;
+            };
+            self.space.release([extent]);
+            let Some(entry) = self.index.get_mut(trace) else {
+                dropped.push((trace, extent.segment));
+                continue;
+            };
+            let had = entry.fragments().len();
+            entry.forget(extent);
+            let lost = had - entry.fragments().len();
+            entry.spans -= spans;
+            entry.span_bytes -= u64::from(span_bytes);
+            let undecided = entry.stage == Stage::Undecided;
+            let empty = entry.fragments().is_empty();
+            self.index.uncount_fragments(lost);
+            if undecided {
+                self.index.uncount_spans(spans);
+            }
+            if empty {
+                self.index.remove(trace);
+            }
+        }
+        if dropped.is_empty() {
+            return;
+        }
+        // Dropped before its last fragments were written: what was released now must not be
+        // released a second time when the rest of the trace is.
+        let places: HashMap<TraceId, usize> = self
+            .retained
+            .iter()
+            .enumerate()
+            .map(|(place, retained)| (retained.trace, place))
+            .collect();
+        for (trace, lost_in) in dropped {
+            let retained = places.get(&trace).and_then(|at| self.retained.get_mut(*at));
+            let counts = retained.into_iter().flat_map(|it| it.fragments.iter_mut());
+            for (segment, count) in counts {
+                if *segment == lost_in {
+                    *count = count.saturating_sub(1);
+                }
+            }
         }
     }
 
@@ -117,7 +177,7 @@ impl Shard {
                 Unwritten::Checkpoint(decisions) => {
                     self.writer.checkpoint(decisions);
                 }
-                Unwritten::Fragment { .. } => continue,
+                Unwritten::Fragment { .. } | Unwritten::Unlink(_) => continue,
             }
             self.note_unwritten(record);
         }
@@ -138,7 +198,12 @@ impl Shard {
             }));
     }
 
-    pub(super) fn free_segments(&mut self) {
+    /// Nothing is freed before what failed is written: each segment that an attempt left behind
+    /// would carry its decisions forward into the next attempt, beside the backlog.
+    pub(super) fn free_segments(&mut self, now: Moment) {
+        if self.failures > 0 || now < self.free_after {
+            return;
+        }
         for segment in self.space.take_freed(self.number) {
             let (decisions, ranges) = self.decisions.carry_forward(segment);
             if !decisions.is_empty() {
@@ -147,6 +212,22 @@ impl Shard {
                 self.note_unwritten(Unwritten::Checkpoint(decisions));
             }
             self.freed.push(segment);
+            self.note_unwritten(Unwritten::Unlink(segment));
         }
+    }
+
+    /// What is not known to be on disk: nothing from here on may be read.
+    pub(super) fn unwritten_from(&self) -> Option<Extent> {
+        let mut records = self.unwritten.iter().flat_map(|(_, records)| records);
+        records.find_map(|record| match record {
+            Unwritten::Fragment { extent, .. } => Some(*extent),
+            _ => None,
+        })
+    }
+
+    #[cfg(test)]
+    pub(super) fn records_at_risk(&self) -> usize {
+        let unwritten: usize = self.unwritten.iter().map(|(_, some)| some.len()).sum();
+        self.backlog.len() + unwritten
     }
 }

@@ -2,11 +2,12 @@
 
 use super::{ExportTrace, ExportWork, PUT_BACK_FOR, Shard, Unwritten, by_segment};
 use crate::model::{FragmentHash, Moment, TraceId};
-use crate::trace::{FragmentRef, Stage};
+use crate::trace::{FragmentRef, Stage, TraceEntry};
 
 impl Shard {
     pub(super) fn queue_export(&mut self, trace: TraceId) {
         let remembered = self.decisions.get(trace).map(|held| held.decision);
+        let wait = self.last_unwritten_batch();
         let Some(entry) = self.index.get_mut(trace) else {
             return;
         };
@@ -19,25 +20,38 @@ impl Shard {
         } = &mut entry.stage
         {
             *queued = true;
-            self.exports.push_back((self.batch, trace));
+            self.exports.push_back((wait, trace));
         }
     }
 
-    /// Kept traces whose verdicts are on disk, oldest first: at least one if there is any, more up
+    /// Kept traces whose verdicts are on disk, with what of them is, oldest first: at least one if there is any, more up
     /// to `bytes_max` and `traces_max`.
     pub fn pull(&mut self, bytes_max: u64, traces_max: usize) -> Option<ExportWork> {
+        let (batch, _) = self.exports.front()?;
+        if *batch >= self.written_before {
+            return None;
+        }
+        let unwritten_from = self.unwritten_from();
         let mut traces = Vec::new();
         let mut bytes = 0;
         while traces.len() < traces_max
             && let Some(&(batch, trace)) = self.exports.front()
             && batch < self.written_before
         {
-            let Some(entry) = self.index.get_mut(trace) else {
+            let waits = |entry: &&mut TraceEntry| {
+                // Not if its only fragment was lost, or if an exporter has it by another way.
+                matches!(entry.stage, Stage::Kept { queued: true, .. })
+            };
+            let Some(entry) = self.index.get_mut(trace).filter(waits) else {
                 self.exports.pop_front();
                 continue;
             };
-            let size: u64 = entry
-                .fragments()
+            // A late span may have come after the trace was queued.
+            let written = entry.fragments().partition_point(|fragment| {
+                unwritten_from.is_none_or(|unwritten| fragment.extent() < unwritten)
+            });
+            let fragments = &entry.fragments()[..written];
+            let size: u64 = fragments
                 .iter()
                 .map(|fragment| u64::from(fragment.extent().len))
                 .sum();
@@ -45,18 +59,22 @@ impl Shard {
                 break;
             }
             self.exports.pop_front();
-            bytes += size;
             let Some(decision) = entry.decision.as_deref().copied() else {
                 continue;
             };
-            entry.stage = Stage::Kept {
-                exporting: entry.fragments().len() as u32,
-                queued: false,
-            };
+            if fragments.is_empty() {
+                self.exports.push_back((self.batch, trace));
+                continue;
+            }
+            bytes += size;
             traces.push(ExportTrace {
                 decision,
-                fragments: entry.fragments().to_vec(),
+                fragments: fragments.to_vec(),
             });
+            entry.stage = Stage::Kept {
+                exporting: written as u32,
+                queued: false,
+            };
         }
         (!traces.is_empty()).then_some(ExportWork { traces })
     }
@@ -76,7 +94,7 @@ impl Shard {
                 continue;
             };
             let mut left_to_take = export.fragments.len();
-            entry.take(|_| {
+            let taken = entry.take(|_| {
                 let taken = left_to_take > 0;
                 left_to_take -= usize::from(taken);
                 taken
@@ -85,7 +103,9 @@ impl Shard {
                 exporting: 0,
                 queued: false,
             };
-            if entry.fragments().is_empty() {
+            let is_done = entry.fragments().is_empty();
+            self.index.uncount_fragments(taken.len());
+            if is_done {
                 self.index.remove(trace);
             } else {
                 self.queue_export(trace);

@@ -32,6 +32,9 @@ use crate::worker::metrics::{SpanFate, WorkerMetrics};
 pub struct ShardConfig {
     pub trace_spans_max: u32,
     pub trace_bytes_max: u64,
+    /// What the traces in hand may take in memory, roughly. A log of tiny spans would need more
+    /// of it than there is; their clients are refused instead.
+    pub index_bytes_max: usize,
     /// How long the bytes of a dropped trace stay.
     pub drop_retain: Duration,
     pub decision_memory: DecisionMemory,
@@ -55,6 +58,8 @@ pub enum Placement {
 pub enum AppendRefused {
     /// The log is at its byte bound.
     LogFull,
+    /// The traces in hand take as much memory as they may.
+    MemoryFull,
     /// The last write failed; the next attempt is a moment away.
     LogFailed,
 }
@@ -71,8 +76,23 @@ pub struct ExportTrace {
     pub fragments: Vec<FragmentRef>,
 }
 
-/// How many fragments lie in each segment.
-type BySegment = Box<[(SegmentId, u32)]>;
+impl ExportWork {
+    /// What comes before fragment `fragment` of trace `trace`, and the rest. A trace that is cut
+    /// is in both.
+    pub fn split_at(mut self, trace: usize, fragment: usize) -> (Self, Self) {
+        let mut rest = self.traces.split_off(trace.min(self.traces.len()));
+        if let Some(cut) = rest.first_mut()
+            && fragment > 0
+        {
+            let behind = cut.fragments.split_off(fragment.min(cut.fragments.len()));
+            self.traces.push(ExportTrace {
+                decision: cut.decision,
+                fragments: std::mem::replace(&mut cut.fragments, behind),
+            });
+        }
+        (self, Self { traces: rest })
+    }
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -86,7 +106,7 @@ pub struct Shard {
     deadlines: Deadlines,
     decisions: Decisions,
     /// Dropped traces whose bytes are still young, oldest first.
-    retained: VecDeque<(Moment, BySegment)>,
+    retained: VecDeque<Retained>,
     /// Kept traces in the order of their verdicts, each with the batch that must be on disk before
     /// its first byte is exported.
     exports: VecDeque<(u64, TraceId)>,
@@ -104,7 +124,12 @@ pub struct Shard {
     refuse_until: Option<Moment>,
     /// Client bytes were refused because the log is at its bound.
     full: bool,
+    /// Batches that failed since the last one that was written.
+    failures: u32,
+    /// To be unlinked behind what is being written.
     freed: Vec<SegmentId>,
+    /// After a failed unlink: no segment is freed until then.
+    free_after: Moment,
     deciding: bool,
     verdicts: u64,
     next_expiry: Moment,
@@ -115,6 +140,7 @@ pub struct Shard {
 
 #[derive(Debug, Default, Clone, Copy)]
 struct Shown {
+    index_bytes: i64,
     undecided_traces: i64,
     undecided_spans: i64,
     awaiting_export: i64,
@@ -122,7 +148,16 @@ struct Shown {
     decision_bytes: i64,
 }
 
-/// A record on its way to disk: what to undo, or to write again, should it not arrive.
+/// A dropped trace whose bytes are still young.
+#[derive(Debug)]
+struct Retained {
+    until: Moment,
+    trace: TraceId,
+    /// How many fragments lie in which segment.
+    fragments: Box<[(SegmentId, u32)]>,
+}
+
+/// What is on its way to disk: what to undo, or to write again, should it not arrive.
 #[derive(Debug)]
 enum Unwritten {
     Fragment {
@@ -134,10 +169,17 @@ enum Unwritten {
     Verdict(Decision),
     Exported(TraceId, Vec<FragmentHash>),
     Checkpoint(Vec<Decision>),
+    /// Not before everything that was pending with it.
+    Unlink(SegmentId),
 }
 
-/// After a failed write the shard tries again so much later.
+/// After a failed write the shard tries again so much later, and after each further one twice as
+/// much: every attempt begins a segment, and a disk that is gone for a day must not leave a
+/// hundred thousand empty files.
 const RETRY_WRITE_AFTER: Duration = Duration::from_secs(1);
+const RETRY_WRITE_AFTER_MOST: Duration = Duration::from_secs(8);
+/// After a failed unlink segments are freed again so much later.
+const RETRY_UNLINK_AFTER: Duration = Duration::from_secs(1);
 /// A batch the backend refused for good is offered again so much later: a backend that was
 /// misconfigured gets well, and nothing that was acknowledged is thrown away before.
 const PUT_BACK_FOR: Duration = Duration::from_secs(60);
@@ -171,7 +213,9 @@ impl Shard {
             written_before: 1,
             refuse_until: None,
             full: false,
+            failures: 0,
             freed: Vec::new(),
+            free_after: Moment::ZERO,
             deciding: false,
             verdicts: 0,
             next_expiry: Moment::ZERO,
@@ -231,6 +275,9 @@ impl Shard {
                         self.full = true;
                         return Err(AppendRefused::LogFull);
                     }
+                    if self.index.bytes() >= self.config.index_bytes_max {
+                        return Err(AppendRefused::MemoryFull);
+                    }
                     self.append_one(incoming, number, fate == SpanFate::LateKept, now);
                 }
             }
@@ -272,6 +319,7 @@ impl Shard {
             || entry.span_bytes >= self.config.trace_bytes_max;
         let deadline = entry.deadline(&self.rules.timing).0;
         self.note_unwritten(record);
+        self.index.count_fragment();
         if !undecided {
             self.queue_export(trace);
             return;
@@ -309,13 +357,8 @@ impl Shard {
                 self.deadlines.push(at, trace);
             }
         }
-        while let Some((until, _)) = self.retained.front() {
-            if *until > now {
-                break;
-            }
-            if let Some((_, segments)) = self.retained.pop_front() {
-                self.release(&segments);
-            }
+        while let Some(dropped) = self.retained.pop_front_if(|dropped| dropped.until <= now) {
+            self.release(&dropped.fragments);
         }
         while let Some(&(at, trace)) = self.put_back.front() {
             if at > now {
@@ -331,7 +374,7 @@ impl Shard {
             self.deadlines.shrink();
         }
         self.make_room();
-        self.free_segments();
+        self.free_segments(now);
         self.show();
     }
 
@@ -361,7 +404,7 @@ impl Shard {
     /// When [`Shard::tick`] has something to do next; `None` for when something comes in.
     pub fn next_wakeup(&self) -> Option<Moment> {
         let deadline = self.deadlines.next().filter(|_| self.deciding);
-        let retained = self.retained.front().map(|(until, _)| *until);
+        let retained = self.retained.front().map(|dropped| dropped.until);
         let put_back = self.put_back.front().map(|(at, _)| *at);
         [deadline, retained, put_back, self.refuse_until]
             .into_iter()
@@ -410,9 +453,11 @@ impl Shard {
                     return;
                 };
                 self.metrics.spans_dropped.inc_by(u64::from(entry.spans));
-                let segments = by_segment(entry.fragments());
-                self.retained
-                    .push_back((now + self.config.drop_retain, segments));
+                self.retained.push_back(Retained {
+                    until: now + self.config.drop_retain,
+                    trace,
+                    fragments: by_segment(entry.fragments()),
+                });
             }
         }
     }
@@ -434,6 +479,7 @@ impl Shard {
 
     fn show(&mut self) {
         let now = Shown {
+            index_bytes: self.index.bytes() as i64,
             undecided_traces: self.index.undecided() as i64,
             undecided_spans: self.index.undecided_spans() as i64,
             awaiting_export: self.awaiting_export() as i64,
@@ -442,6 +488,7 @@ impl Shard {
         };
         let m = &self.metrics;
         let was = self.shown;
+        m.index_bytes.inc_by(now.index_bytes - was.index_bytes);
         m.undecided_traces
             .inc_by(now.undecided_traces - was.undecided_traces);
         m.undecided_spans
@@ -456,7 +503,7 @@ impl Shard {
 }
 
 /// How many fragments lie in which segment. A trace lies in one or two.
-fn by_segment(fragments: &[FragmentRef]) -> BySegment {
+fn by_segment(fragments: &[FragmentRef]) -> Box<[(SegmentId, u32)]> {
     let mut counts: Vec<(SegmentId, u32)> = Vec::with_capacity(2);
     for fragment in fragments {
         let segment = fragment.extent().segment;

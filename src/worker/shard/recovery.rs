@@ -1,6 +1,6 @@
 //! Taking over what earlier lives left in the log.
 
-use super::{Shard, Unwritten, by_segment};
+use super::{Retained, Shard, Unwritten, by_segment};
 use crate::log::Recovered;
 use crate::model::{Decision, Moment, SegmentId, TraceId, Verdict};
 use crate::trace::{FragmentRef, Stage};
@@ -22,7 +22,8 @@ impl Shard {
                 span_bytes,
                 has_root,
             } => {
-                let stage = match self.decisions.get(trace).map(|held| held.decision.verdict) {
+                let decision = self.decisions.get(trace).map(|held| held.decision);
+                let stage = match decision.map(|it| it.verdict) {
                     Some(Verdict::Keep) => Stage::Kept {
                         exporting: 0,
                         queued: false,
@@ -34,6 +35,10 @@ impl Shard {
                     None => Stage::Undecided,
                 };
                 let (entry, _) = self.index.begin(trace, arrival, stage);
+                if entry.decision.is_none() {
+                    // At once: before `recovered` the decision may be forgotten for want of room.
+                    entry.decision = decision.map(Box::new);
+                }
                 entry.push(FragmentRef::new(hash, extent));
                 entry.last_seen = entry.last_seen.max(arrival);
                 entry.spans += spans;
@@ -41,7 +46,9 @@ impl Shard {
                 if has_root && entry.root_seen.is_none() {
                     entry.root_seen = Some(arrival);
                 }
-                if entry.stage == Stage::Undecided {
+                let undecided = entry.stage == Stage::Undecided;
+                self.index.count_fragment();
+                if undecided {
                     self.index.count_spans(spans);
                 }
             }
@@ -63,6 +70,7 @@ impl Shard {
                 };
                 let taken = entry.take(|held| fragments.contains(&held.hash()));
                 let empty = entry.fragments().is_empty();
+                self.index.uncount_fragments(taken.len());
                 if empty {
                     self.index.remove(trace);
                 }
@@ -86,10 +94,11 @@ impl Shard {
             }
             Verdict::Drop => {
                 if let Some(entry) = self.index.remove(decision.trace) {
-                    self.retained.push_back((
-                        decision.decided_at + self.config.drop_retain,
-                        by_segment(entry.fragments()),
-                    ));
+                    self.retained.push_back(Retained {
+                        until: decision.decided_at + self.config.drop_retain,
+                        trace: decision.trace,
+                        fragments: by_segment(entry.fragments()),
+                    });
                 }
             }
         }
@@ -102,7 +111,7 @@ impl Shard {
         self.decisions.expire(now);
         self.retained
             .make_contiguous()
-            .sort_by_key(|(until, _)| *until);
+            .sort_by_key(|dropped| dropped.until);
         let decisions: Vec<Decision> = self.decisions.all().copied().collect();
         let mut place = 0;
         for some in decisions.chunks(CHECKPOINT_DECISIONS) {
@@ -116,6 +125,7 @@ impl Shard {
         for (trace, entry) in self.index.traces() {
             match &entry.decision {
                 None => self.deadlines.push(self.due(entry).0, trace),
+                // Also of a late span, whose verdict lies before it in the log.
                 Some(decision) => kept.push((decision.decided_at, trace)),
             }
         }

@@ -1,5 +1,7 @@
 //! The shard against a simulated disk, with time in our hands.
 
+mod model;
+
 use std::collections::BTreeMap;
 
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
@@ -13,6 +15,7 @@ use crate::log::{SimulatedDisk, SpaceConfig, Volume, recover};
 use crate::net::admission::Budget;
 use crate::policy::{Policy, PolicyKind, Timing};
 use crate::wire::ScanLimits;
+use crate::worker::disk::{self, AckLevel};
 
 const MIB: u32 = 1 << 20;
 
@@ -106,6 +109,7 @@ impl Bench {
         let config = ShardConfig {
             trace_spans_max: 1_000,
             trace_bytes_max: 1 << 20,
+            index_bytes_max: 1 << 20,
             drop_retain: Duration::from_secs(120),
             decision_memory: DecisionMemory {
                 bytes_max: 1 << 20,
@@ -154,22 +158,32 @@ impl Bench {
     /// Everything pending goes to disk; false if it failed.
     fn write_at(&mut self, now: Moment) -> bool {
         while let Some((number, ops)) = self.shard.take_batch() {
-            for op in ops {
-                match self.volume.apply(op) {
-                    Ok(buffer) => buffer.into_iter().for_each(|b| self.shard.recycle(b)),
-                    Err(_) => {
-                        self.shard.batch_failed(number, now);
-                        return false;
-                    }
-                }
+            let mut buffers = Vec::new();
+            let result = disk::apply(&self.volume, AckLevel::Written, ops, &mut buffers);
+            for buffer in buffers {
+                self.shard.recycle(buffer);
             }
+            let Ok(applied) = result else {
+                self.shard.batch_failed(number, now);
+                return false;
+            };
             self.shard.batch_written(number);
+            if applied.unlink_failed {
+                self.shard.unlink_failed(now);
+            }
         }
         true
     }
 
     fn write(&mut self) {
         assert!(self.write_at(at(0)));
+    }
+
+    /// What is pending is lost on its way to disk.
+    fn fail(&mut self, now: Moment) {
+        self.disk.fail_writes_after(Some(0));
+        assert!(!self.write_at(now));
+        self.disk.fail_writes_after(None);
     }
 
     fn tick(&mut self, now: Moment) {
@@ -509,4 +523,254 @@ fn at_the_byte_bound_new_bytes_are_refused_until_there_is_room() {
     bench.tick(at(11));
     bench.tick(at(11));
     assert!(bench.append(&spans(999, 0..5, &name), at(11)).is_ok());
+}
+
+#[test]
+fn a_late_span_of_an_earlier_life_is_exported_by_the_next_one() {
+    let mut bench = Bench::new(rules(wait(30), true));
+    bench.append(&spans(1, 0..1, "a"), at(0)).unwrap();
+    bench.tick(at(30));
+    let first = bench.export(at(30))[&trace(1)].0;
+    bench.append(&spans(1, 1..2, "late"), at(31)).unwrap();
+    bench.write();
+
+    let mut bench = bench.restart(rules(wait(30), true), at(40));
+    bench.tick(at(40));
+    assert_eq!(bench.export(at(40))[&trace(1)], (first, vec![1]));
+}
+
+#[test]
+fn a_late_span_goes_out_only_after_it_is_on_disk() {
+    let mut bench = Bench::new(rules(wait(30), true));
+    bench.append(&spans(1, 0..1, "a"), at(0)).unwrap();
+    bench.tick(at(30));
+    // The trace stands in the queue already; its late span is in memory only.
+    bench.append(&spans(1, 1..2, "late"), at(31)).unwrap();
+    let work = bench.shard.pull(u64::MAX, 10).unwrap();
+    assert_eq!(work.traces[0].fragments.len(), 1);
+    bench.write();
+    bench.shard.exported(work, at(32));
+    bench.write();
+    assert_eq!(bench.export(at(32))[&trace(1)].1, [1]);
+}
+
+#[test]
+fn a_late_span_that_failed_and_came_again_goes_out_once() {
+    let mut bench = Bench::new(rules(wait(30), true));
+    bench.append(&spans(1, 0..1, "a"), at(0)).unwrap();
+    bench.tick(at(30));
+    bench.export(at(30));
+    let late = spans(1, 1..2, "late");
+    bench.append(&late, at(31)).unwrap();
+    bench.fail(at(31));
+    bench.tick(at(40));
+    bench.append(&late, at(40)).unwrap();
+    bench.tick(at(40));
+    let first = bench.shard.pull(1, 1).unwrap();
+    assert!(bench.shard.pull(1, 1).is_none(), "it is at an exporter");
+    bench.shard.exported(first, at(41));
+    bench.write();
+    assert!(bench.export(at(41)).is_empty());
+}
+
+#[test]
+fn a_failed_write_under_a_dropped_trace_frees_no_other_trace_of_its_segment() {
+    let mut bench = Bench::new(rules(wait(30), false));
+    // Trace 1 is acknowledged; of trace 2 the second half is not.
+    bench
+        .append(&spans(1, 0..1, "acknowledged"), at(20))
+        .unwrap();
+    bench.append(&spans(2, 0..1, "a"), at(0)).unwrap();
+    bench.write();
+    bench.append(&spans(2, 1..2, "lost"), at(30)).unwrap();
+    bench.shard.tick(at(30));
+    bench.fail(at(30));
+    // Trace 2 is dropped and its bytes are old; trace 1 waits for a verdict that nobody gives.
+    bench.shard.set_deciding(false);
+    for second in [40, 160, 161, 162] {
+        bench.tick(at(second));
+    }
+    let mut bench = bench.restart(rules(wait(30), true), at(170));
+    bench.tick(at(170));
+    assert_eq!(bench.export(at(170))[&trace(1)].1, [0]);
+}
+
+#[test]
+fn what_was_put_back_is_offered_again_though_nothing_else_happens() {
+    let mut bench = Bench::new(rules(wait(30), true));
+    bench.append(&spans(1, 0..1, "a"), at(0)).unwrap();
+    bench.tick(at(30));
+    let work = bench.shard.pull(u64::MAX, 10).unwrap();
+    bench.shard.put_back(work, at(31));
+    bench.tick(at(90));
+    assert!(bench.shard.pull(u64::MAX, 10).is_none());
+    bench.tick(at(91));
+    assert_eq!(bench.export(at(91)).len(), 1);
+}
+
+#[test]
+fn what_waited_for_a_backend_longer_than_verdicts_are_remembered_is_exported_by_the_next_life() {
+    let mut bench = Bench::new(rules(wait(30), true));
+    bench.append(&spans(1, 0..1, "a"), at(0)).unwrap();
+    bench.tick(at(30));
+    let mut bench = bench.restart(rules(wait(30), true), at(2_000));
+    bench.tick(at(2_000));
+    assert_eq!(bench.export(at(2_000)).len(), 1);
+}
+
+#[test]
+fn segments_that_were_to_go_with_a_failed_batch_go_with_a_later_one() {
+    let mut bench = Bench::on(
+        SimulatedDisk::default(),
+        rules(wait(10), true),
+        u64::MAX,
+        64 << 10,
+        at(0),
+    );
+    let name = "x".repeat(2_000);
+    for n in 0..100 {
+        bench.append(&spans(n, 0..5, &name), at(0)).unwrap();
+        bench.write();
+    }
+    assert!(bench.space.segments() > 10);
+    bench.tick(at(10));
+    while let Some(work) = bench.shard.pull(1 << 20, 10) {
+        bench.shard.exported(work, at(10));
+    }
+    // Everything is exported; the tombstones fail to be written, and the unlinks behind them.
+    bench.shard.tick(at(10));
+    bench.fail(at(10));
+    for second in [20, 21, 22] {
+        bench.tick(at(second));
+    }
+    assert!(bench.space.segments() <= 2, "{}", bench.space.segments());
+}
+
+#[test]
+fn a_file_that_cannot_be_removed_refuses_no_spans_and_goes_later() {
+    let mut bench = Bench::on(
+        SimulatedDisk::default(),
+        rules(wait(10), true),
+        u64::MAX,
+        64 << 10,
+        at(0),
+    );
+    let name = "x".repeat(2_000);
+    for n in 0..50 {
+        bench.append(&spans(n, 0..5, &name), at(0)).unwrap();
+        bench.write();
+    }
+    bench.disk.fail_unlinks(true);
+    bench.tick(at(10));
+    bench.export(at(10));
+    for second in 11..20 {
+        bench
+            .append(&spans(100 + second, 0..1, "a"), at(second))
+            .unwrap();
+        bench.tick(at(second));
+    }
+    assert!(bench.space.segments() > 5);
+    bench.disk.fail_unlinks(false);
+    bench.tick(at(21));
+    bench.tick(at(22));
+    assert!(bench.space.segments() <= 2, "{}", bench.space.segments());
+}
+
+#[test]
+fn a_verdict_whose_segment_was_never_made_stays_in_the_log_while_it_is_remembered() {
+    let mut bench = Bench::on(
+        SimulatedDisk::default(),
+        rules(wait(10), true),
+        u64::MAX,
+        64 << 10,
+        at(0),
+    );
+    bench.append(&spans(1, 0..1, "a"), at(0)).unwrap();
+    bench.write();
+    // The batch at the disk is about to fail; meanwhile the writer goes on to a segment that the
+    // disk never hears of, and the verdict on trace 1 is recorded there.
+    bench.append(&spans(2, 0..1, "b"), at(9)).unwrap();
+    let (number, ops) = bench.shard.take_batch().unwrap();
+    let name = "x".repeat(2_000);
+    for n in 10..30 {
+        bench.append(&spans(n, 0..5, &name), at(9)).unwrap();
+    }
+    bench.shard.tick(at(10));
+    drop(ops);
+    bench.shard.batch_failed(number, at(10));
+    bench.tick(at(20));
+    let first = bench.export(at(20))[&trace(1)].0;
+    // Many segments later.
+    for second in 20..100 {
+        bench
+            .append(&spans(1_000 + second, 0..5, &name), at(second))
+            .unwrap();
+        bench.tick(at(second));
+        bench.export(at(second));
+        bench.tick(at(second));
+    }
+    let mut bench = Bench::on(
+        bench.disk,
+        rules(wait(10), true),
+        u64::MAX,
+        64 << 10,
+        at(101),
+    );
+    bench.append(&spans(1, 5..6, "late"), at(101)).unwrap();
+    bench.tick(at(101));
+    assert_eq!(bench.export(at(101))[&trace(1)], (first, vec![5]));
+}
+
+#[test]
+fn a_long_outage_of_the_disk_multiplies_nothing() {
+    let mut bench = Bench::on(
+        SimulatedDisk::default(),
+        rules(wait(10), false),
+        u64::MAX,
+        64 << 10,
+        at(0),
+    );
+    for n in 0..100 {
+        bench.append(&spans(n, 0..1, "a"), at(0)).unwrap();
+    }
+    bench.write();
+    bench.disk.fail_writes_after(Some(0));
+    let mut backlog = 0;
+    for second in 10..400 {
+        bench.shard.tick(at(second));
+        bench.write_at(at(second));
+        if second == 150 {
+            backlog = bench.shard.records_at_risk();
+        }
+    }
+    assert!(bench.shard.records_at_risk() <= backlog);
+    assert!(bench.space.segments() < 100, "{}", bench.space.segments());
+    bench.disk.fail_writes_after(None);
+    for second in 410..415 {
+        bench.tick(at(second));
+    }
+    assert!(bench.space.segments() <= 2, "{}", bench.space.segments());
+    // It takes spans again, and old verdicts are obeyed.
+    bench.append(&spans(1, 5..6, "late"), at(415)).unwrap();
+    assert_eq!(bench.shard.index.len(), 0);
+}
+
+#[test]
+fn at_the_memory_bound_new_traces_are_refused_until_there_is_room() {
+    let mut bench = Bench::new(rules(wait(10), true));
+    let mut taken = 0;
+    let refused = loop {
+        match bench.append(&spans(taken, 0..1, "a"), at(0)) {
+            Ok(_) => taken += 1,
+            Err(refused) => break refused,
+        }
+    };
+    assert_eq!(refused, AppendRefused::MemoryFull);
+    assert!((1_000..5_000).contains(&taken), "{taken} traces in 1 MiB");
+    // A retry of what is held is acknowledged even now.
+    assert!(bench.append(&spans(0, 0..1, "a"), at(0)).is_ok());
+    bench.tick(at(10));
+    assert_eq!(bench.export(at(10)).len() as u64, taken);
+    assert_eq!(bench.shard.index.bytes(), 0);
+    assert!(bench.append(&spans(9_999, 0..1, "a"), at(11)).is_ok());
 }
