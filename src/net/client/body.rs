@@ -45,6 +45,7 @@ impl Buf for Rope {
     }
 
     fn advance(&mut self, mut count: usize) {
+        // Buf demands this panic; hyper advances by what it wrote, which is never more.
         assert!(count <= self.remaining, "advanced beyond the end of a rope");
         self.remaining -= count;
         while count > 0 {
