@@ -184,6 +184,7 @@ pub(crate) fn spawn<D: Disk>(
                 pulls: Vec::new(),
                 exports_stopped: false,
                 stop: None,
+                last_try: false,
                 beat: beaten,
             }
             .run();
@@ -221,6 +222,8 @@ struct Running {
     pulls: Vec<Waiting>,
     exports_stopped: bool,
     stop: Option<oneshot::Sender<()>>,
+    /// A failed write may be tried once more before the stop.
+    last_try: bool,
     beat: Arc<AtomicU64>,
 }
 
@@ -271,6 +274,12 @@ impl Running {
             self.hand_over();
             self.answer_pulls();
             if self.stop.is_some() && !self.on_its_way && self.replies.is_empty() {
+                // What could not be written has one more chance. Not before here: the disk thread
+                // answers the clients of a failed batch before it tells us, so that a stop can
+                // overtake the news.
+                if std::mem::take(&mut self.last_try) && self.shard.retry_at(now) {
+                    continue;
+                }
                 if let Some(stopped) = self.stop.take() {
                     stopped.send(()).ok();
                 }
@@ -307,9 +316,8 @@ impl Running {
             }
             Control::StopExports => self.exports_stopped = true,
             Control::Stop(stopped) => {
-                // What could not be written has one more chance.
-                self.shard.retry_at(now);
                 self.stop = Some(stopped);
+                self.last_try = true;
             }
         }
     }

@@ -56,9 +56,10 @@ impl Shard {
         }
     }
 
-    /// After a failed write: tries again then already.
-    pub fn retry_at(&mut self, at: Moment) {
+    /// After a failed write: tries again then already. False if there was none.
+    pub fn retry_at(&mut self, at: Moment) -> bool {
         self.refuse_until = self.refuse_until.map(|until| until.min(at));
+        self.refuse_until.is_some()
     }
 
     /// Some segments of a batch that was written could not be unlinked. They are still there, and
