@@ -55,7 +55,7 @@ impl Buffers {
 }
 
 impl Lent {
-    pub fn as_mut(&mut self) -> &mut [u8] {
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.bytes[..self.len]
     }
 
@@ -90,7 +90,7 @@ mod tests {
     fn a_buffer_comes_back_with_its_last_slice_and_serves_again() {
         let buffers = Buffers::new(1, 1 << 20);
         let mut lent = buffers.take(80_000);
-        lent.as_mut().fill(7);
+        lent.bytes_mut().fill(7);
         let place = lent.as_ref().as_ptr();
         let bytes = lent.freeze();
         let slice = bytes.slice(10..20);

@@ -226,7 +226,7 @@ fn read_range<F: DiskFile>(
     }
     let mut bytes = buffers.take((end - u64::from(first.offset)) as usize);
     open.file
-        .read_at(u64::from(first.offset), bytes.as_mut())
+        .read_at(u64::from(first.offset), bytes.bytes_mut())
         .map_err(io)?;
     Ok(bytes.freeze())
 }

@@ -209,7 +209,7 @@ impl<D: Disk> Exporter<D> {
             headers.insert(metadata::VERDICTS, verdicts);
         }
         let mut encoded = self.buffers.take(message.builder.encoded_len());
-        message.builder.write_to(encoded.as_mut());
+        message.builder.write_to(encoded.bytes_mut());
         Batch {
             spans: message.spans,
             traces: message.traces.len() as u32,
