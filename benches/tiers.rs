@@ -577,9 +577,10 @@ fn load(to: SocketAddr, arguments: &[&str]) -> Command {
     command
 }
 
-/// Sends about so many spans within four seconds and returns the bytes of their requests.
+/// Sends about so many spans within eight seconds (a rate that one core of a busy machine keeps)
+/// and returns the bytes of their requests.
 fn send(to: SocketAddr, spans: u64, seed: u64) -> f64 {
-    let rate = (spans / 4).to_string();
+    let rate = (spans / 8).to_string();
     let seed = seed.to_string();
     let mut child = load(
         to,
@@ -587,7 +588,7 @@ fn send(to: SocketAddr, spans: u64, seed: u64) -> f64 {
             "--rate",
             &rate,
             "--for",
-            "4s",
+            "8s",
             "--connections",
             CONNECTIONS,
             "--seed",

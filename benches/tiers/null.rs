@@ -39,7 +39,9 @@ pub(crate) fn serve(addresses: &str, codec: Codec) {
         for mut stream in admin.incoming().flatten() {
             // Closing with the request unread would reset the connection under the answer.
             let mut request = [0; 1024];
-            stream.read(&mut request).ok();
+            if stream.read(&mut request).unwrap_or(0) == 0 {
+                continue; // somebody who only looks whether the port is open
+            }
             let count = told.load(Ordering::Relaxed);
             write!(
                 stream,
