@@ -75,6 +75,10 @@ impl<D: Disk> Volume<D> {
         let mut order: Vec<usize> = (0..extents.len()).collect();
         order.sort_unstable_by_key(|index| extents[*index]);
         let mut found: Vec<Option<StoredFragment>> = vec![None; extents.len()];
+        // All runs go into one buffer: a message is made of some twenty of them, and twenty buffers
+        // would be more than are kept to be lent again.
+        let mut runs = Vec::new();
+        let mut total = 0;
         let mut rest = &order[..];
         while let Some(first) = rest.first() {
             let first = extents[*first];
@@ -82,12 +86,21 @@ impl<D: Disk> Volume<D> {
             let (run, after) = rest.split_at(count);
             rest = after;
             let open = self.open_to_read(first.segment)?;
-            let bytes = read_range(&self.reads, &open, first, end)?;
-            for index in run {
+            let len = range_len(&open, first, end)?;
+            runs.push((open, first, run, total..total + len));
+            total += len;
+        }
+        let mut buffer = self.reads.take(total);
+        for (open, first, _, place) in &runs {
+            fill(open, *first, &mut buffer.bytes_mut()[place.clone()])?;
+        }
+        let bytes = buffer.freeze();
+        for (open, first, run, place) in &runs {
+            for index in *run {
                 let extent = extents[*index];
-                let from = (extent.offset - first.offset) as usize;
+                let from = place.start + (extent.offset - first.offset) as usize;
                 let frame = bytes.slice(from..from + extent.len as usize);
-                found[*index] = Some(self.fragment(&open, extent, &frame)?);
+                found[*index] = Some(self.fragment(open, extent, &frame)?);
             }
         }
         Ok(found.into_iter().flatten().collect())
@@ -214,19 +227,41 @@ fn read_range<F: DiskFile>(
     first: Extent,
     end: u64,
 ) -> Result<Bytes, ReadError> {
+    let mut bytes = buffers.take(range_len(open, first, end)?);
+    fill(open, first, bytes.bytes_mut())?;
+    Ok(bytes.freeze())
+}
+
+/// Before the allocation: a wrong extent must not ask for gigabytes.
+fn range_len<F: DiskFile>(
+    open: &OpenSegment<F>,
+    first: Extent,
+    end: u64,
+) -> Result<usize, ReadError> {
     let segment = first.segment;
-    let io = |source| ReadError::Io { segment, source };
-    // Before the allocation: a wrong extent must not ask for gigabytes.
-    if end > open.file.len().map_err(io)? {
+    let len = open
+        .file
+        .len()
+        .map_err(|source| ReadError::Io { segment, source })?;
+    if end > len {
         return Err(ReadError::Damaged {
             segment,
             offset: first.offset,
             what: "the segment ends before the frame does",
         });
     }
-    let mut bytes = buffers.take((end - u64::from(first.offset)) as usize);
+    Ok((end - u64::from(first.offset)) as usize)
+}
+
+fn fill<F: DiskFile>(
+    open: &OpenSegment<F>,
+    first: Extent,
+    bytes: &mut [u8],
+) -> Result<(), ReadError> {
     open.file
-        .read_at(u64::from(first.offset), bytes.bytes_mut())
-        .map_err(io)?;
-    Ok(bytes.freeze())
+        .read_at(u64::from(first.offset), bytes)
+        .map_err(|source| ReadError::Io {
+            segment: first.segment,
+            source,
+        })
 }

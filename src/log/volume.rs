@@ -83,7 +83,7 @@ impl<D: Disk> Volume<D> {
             disk,
             files: RwLock::default(),
             headers: Mutex::default(),
-            reads: Buffers::new(SPARE_READS, reader::READ_BYTES_MAX as usize),
+            reads: Buffers::new(SPARE_READS, 2 * reader::READ_BYTES_MAX as usize),
             space: OnceLock::new(),
         })
     }
