@@ -1,8 +1,5 @@
 //! Verdicts over what was folded, with and without limits, and after a crash.
 
-use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value};
-use opentelemetry_proto::tonic::trace::v1::Status;
-
 use super::*;
 use crate::model::Threshold;
 use crate::policy::parse;
