@@ -26,6 +26,8 @@ mod scan;
 mod section;
 mod span;
 mod split;
+mod tracestate;
+mod weight;
 
 pub use assemble::BatchBuilder;
 pub use fragment::{Fragment, FragmentView, Fragments, HeaderView, ScopeView};
@@ -33,3 +35,4 @@ pub use reject::{RejectReason, Rejection, Rejections};
 pub use scan::{Scan, ScanError, ScanLimits, SpanEntry};
 pub use section::{leading_span_id, span_id_of, spans_in};
 pub use split::{Part, split};
+pub use weight::{Unwritten, UnwrittenSpans, Weight};
