@@ -115,7 +115,7 @@ fn bench(c: &mut Criterion) {
                 for stored in &stored {
                     let mut batch = BatchBuilder::default();
                     for (resource, scope, section) in stored {
-                        batch.add(resource, scope, section.clone());
+                        batch.add(resource, scope, section.clone(), &weight);
                     }
                     let mut out = vec![0; batch.encoded_len()];
                     batch.write_to(&mut out);

@@ -28,6 +28,7 @@ mod span;
 mod split;
 mod tracestate;
 mod weight;
+mod writing;
 
 pub use assemble::BatchBuilder;
 pub use fragment::{Fragment, FragmentView, Fragments, HeaderView, ScopeView};

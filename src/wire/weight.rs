@@ -16,9 +16,10 @@
 //! How the text of a trace state reads is `tracestate`'s.
 
 use crate::model::{Randomness, Threshold};
-use crate::wire::field::{Broken, Cursor, field_len, varint_len};
+use crate::wire::field::{Broken, Cursor, field_len};
 use crate::wire::section::{TAG, spans_in};
 use crate::wire::tracestate::{Incoming, Sampling, ThText, rewrite};
+use crate::wire::writing::Writing;
 
 /// Why a span goes out with no `th` of ours. Also a metric label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -119,50 +120,6 @@ struct Rewritten<'s> {
     /// `th` is put in, or else erased.
     puts_th: bool,
     text_len: usize,
-}
-
-/// What of a buffer is not written yet. What finds no room is left out.
-pub(super) struct Writing<'a> {
-    pub(super) rest: &'a mut [u8],
-}
-
-impl Writing<'_> {
-    #[inline(always)]
-    pub(super) fn put(&mut self, bytes: &[u8]) {
-        let rest = std::mem::take(&mut self.rest);
-        let (now, later) = rest.split_at_mut(bytes.len().min(rest.len()));
-        now.copy_from_slice(&bytes[..now.len()]);
-        self.rest = later;
-    }
-
-    /// Writes all of `bytes`, which is quick because its length is a constant, and goes on after
-    /// the first `len` of them.
-    #[inline(always)]
-    fn put_first<const N: usize>(&mut self, bytes: &[u8; N], len: usize) {
-        if let Some(place) = self.rest.first_chunk_mut::<N>() {
-            *place = *bytes;
-            self.rest = &mut std::mem::take(&mut self.rest)[len..];
-        } else {
-            self.put(&bytes[..len]);
-        }
-    }
-
-    /// A one-byte tag and a length.
-    #[inline(always)]
-    pub(super) fn put_prefix(&mut self, tag: u8, len: usize) {
-        match len {
-            0..0x80 => self.put_first(&[tag, len as u8, 0, 0], 2),
-            0x80..0x4000 => self.put_first(&[tag, len as u8 | 0x80, (len >> 7) as u8, 0], 3),
-            _ => self.put_long_prefix(tag, len),
-        }
-    }
-
-    #[inline(never)]
-    fn put_long_prefix(&mut self, tag: u8, len: usize) {
-        let mut prefix = Vec::with_capacity(varint_len(len) + 1);
-        crate::wire::field::write_prefix(tag, len, &mut prefix);
-        self.put(&prefix);
-    }
 }
 
 impl Weight {

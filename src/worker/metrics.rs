@@ -9,7 +9,7 @@ use prometheus_client::registry::Registry;
 
 use crate::model::Verdict;
 use crate::trace::DecideReason;
-use crate::wire::RejectReason;
+use crate::wire::{RejectReason, Unwritten, UnwrittenSpans};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RejectLabels {
@@ -18,6 +18,14 @@ struct RejectLabels {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct RejectLabel(RejectReason);
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct UnwrittenLabels {
+    reason: UnwrittenLabel,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct UnwrittenLabel(Unwritten);
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DecisionLabels {
@@ -84,6 +92,12 @@ impl EncodeLabelValue for RejectLabel {
     }
 }
 
+impl EncodeLabelValue for UnwrittenLabel {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> std::fmt::Result {
+        self.0.label().encode(encoder)
+    }
+}
+
 impl EncodeLabelValue for VerdictLabel {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> std::fmt::Result {
         self.0.label().encode(encoder)
@@ -109,6 +123,7 @@ pub struct WorkerMetrics {
     rejected: Vec<Counter>,
     fates: Vec<Counter>,
     decisions: Vec<Counter>,
+    unwritten: Vec<Counter>,
     pub spans_kept: Counter,
     pub spans_dropped: Counter,
     pub index_bytes: Gauge,
@@ -163,6 +178,12 @@ impl WorkerMetrics {
             "Traces decided, by verdict and by what made them complete",
             decisions.clone(),
         );
+        let unwritten = Family::<UnwrittenLabels, Counter>::default();
+        registry.register(
+            "worker_weights_unwritten",
+            "Exported spans without a sampling threshold (th) of ours, by why it could not be written",
+            unwritten.clone(),
+        );
         let seconds = || Histogram::new(exponential_buckets(0.000_5, 2.0, 16));
         let append_seconds = seconds();
         registry.register(
@@ -209,6 +230,14 @@ impl WorkerMetrics {
                     decisions.get_or_create_owned(&DecisionLabels {
                         verdict: VerdictLabel(*verdict),
                         reason: DecideLabel(*reason),
+                    })
+                })
+                .collect(),
+            unwritten: Unwritten::ALL
+                .iter()
+                .map(|reason| {
+                    unwritten.get_or_create_owned(&UnwrittenLabels {
+                        reason: UnwrittenLabel(*reason),
                     })
                 })
                 .collect(),
@@ -319,6 +348,12 @@ impl WorkerMetrics {
 
     pub fn fate(&self, fate: SpanFate, spans: u64) {
         self.fates[fate as usize].inc_by(spans);
+    }
+
+    pub fn weights_unwritten(&self, spans: UnwrittenSpans) {
+        for (counter, reason) in self.unwritten.iter().zip(Unwritten::ALL) {
+            counter.inc_by(spans.of(reason).into());
+        }
     }
 
     pub fn decided(&self, verdict: Verdict, reason: DecideReason) {

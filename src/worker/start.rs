@@ -151,6 +151,7 @@ impl Worker {
                     destination: destination.clone(),
                     metrics: metrics.clone(),
                     dedup_seed: secret,
+                    assume_unsampled_upstream: true,
                     buffers: messages.clone(),
                 }
                 .spawn()
