@@ -287,3 +287,39 @@ policies:
     running.counted("worker_weights_unwritten_total{reason=\"inconsistent\"} 1");
     running.counted("worker_weights_unwritten_total{reason=\"malformed\"} 1");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_of_small_spans_stay_within_their_bound_with_thresholds_in_them() {
+    let backend = Receiver::start().await;
+    let policies = "
+decision_wait: 1s
+policies:
+  - {name: all, type: always_sample}
+";
+    let running = Running::start(policies, &format!("grpc://{}", backend.address)).await;
+    // A threshold makes these spans a third longer: without a thought of it, three of these traces
+    // would go into one message.
+    for trace in 1..=4 {
+        running
+            .send((1..=28_000).map(|id| span(trace, id, "")).collect())
+            .await;
+    }
+    // And this one, longer than a message, would be cut too late.
+    let long = |id| Span {
+        name: "x".repeat(90),
+        ..span(5, id, "")
+    };
+    running.send((1..=31_000).map(long).collect()).await;
+    let spans = exported(&backend, 4 * 28_000 + 31_000).await;
+    assert!(spans.iter().all(|span| span.trace_state == "ot=th:0"));
+    let longest = backend
+        .got()
+        .iter()
+        .map(|got| got.request.encoded_len())
+        .max()
+        .unwrap();
+    // Envelopes are not counted.
+    assert!(longest <= (3 << 20) + 100, "{longest} bytes");
+    assert!(longest > 3_100_000, "{longest} bytes");
+    assert_eq!(running.worker.stop(Duration::from_secs(20)).await, 0);
+}

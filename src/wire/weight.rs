@@ -307,9 +307,19 @@ fn find(span: &[u8]) -> Result<Option<Found<'_>>, Broken> {
     let mut cursor = Cursor::new(span);
     let mut found = None;
     loop {
-        // Attributes are most of a span: skip a row of short ones at once.
-        while let [0x4A, len @ ..0x80, rest @ ..] = cursor.rest {
-            cursor.rest = rest.get(usize::from(*len)..).ok_or(Broken::Truncated)?;
+        // Nearly all fields have a tag of one byte and fewer than 128 bytes, or eight. A branch for
+        // each shape and none for each field: what comes after what is guessed well then.
+        while let [tag, len, rest @ ..] = cursor.rest {
+            let skipped = if tag & 0x87 == 2 && *tag != TRACE_STATE && *len < 0x80 {
+                rest.get(usize::from(*len)..)
+            } else if tag & 0x87 == 1 {
+                rest.get(7..)
+            } else if tag & 0x87 == 0 && *len < 0x80 {
+                Some(rest)
+            } else {
+                break;
+            };
+            cursor.rest = skipped.ok_or(Broken::Truncated)?;
         }
         let start = span.len() - cursor.rest.len();
         let Some(tag) = cursor.tag()? else {
