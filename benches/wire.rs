@@ -133,16 +133,13 @@ fn bench(c: &mut Criterion) {
             });
         });
         // What the weights are of that: each request is one section.
-        let sections = |stored: &[Vec<(Vec<u8>, Vec<u8>, Bytes)>]| -> Vec<Bytes> {
-            let section = |batch: &Vec<(_, _, Bytes)>| -> Bytes {
-                batch
-                    .iter()
-                    .flat_map(|(_, _, section)| section.clone())
-                    .collect()
-            };
-            stored.iter().map(section).collect()
-        };
-        let plain = sections(&stored);
+        let plain: Vec<Bytes> = stored
+            .iter()
+            .map(|batch| {
+                let sections = batch.iter().map(|(_, _, section)| section);
+                sections.flatten().copied().collect()
+            })
+            .collect();
         let sampled: Vec<Bytes> = (0..REQUESTS)
             .map(|seed| {
                 let mut request = agents::batch(shape, SPANS, seed);

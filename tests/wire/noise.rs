@@ -57,7 +57,7 @@ pub(crate) fn span(seed: u64, trace: [u8; 16], states: &[String]) -> Vec<u8> {
             scopes: 0,
             spans: 0,
             traces: 1,
-            strange: seed % 2 == 0,
+            strange: seed.is_multiple_of(2),
             wrong: 0,
         },
     };
