@@ -13,9 +13,12 @@ use agents::Shape;
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::trace::v1::ScopeSpans;
 use prost::Message as _;
-use tailring::model::TraceId;
-use tailring::wire::{BatchBuilder, Fragments, Scan, ScanLimits, span_id_of, spans_in, split};
+use tailring::model::{Randomness, Threshold, TraceId};
+use tailring::wire::{
+    BatchBuilder, Fragments, Scan, ScanLimits, Weight, span_id_of, spans_in, split,
+};
 
 const SPANS: usize = 512;
 /// So many different requests in turn, 3.4 MB: the branch predictor must not learn one by heart,
@@ -110,12 +113,18 @@ fn bench(c: &mut Criterion) {
             }
             stored.push(batch);
         }
+        // One trace in four was kept, and nobody sampled before.
+        let weight = Weight::new(
+            Threshold::keeping(0.25).unwrap(),
+            Randomness::from_bits((1 << 56) - 1).unwrap(),
+            true,
+        );
         group.bench_function("assemble", |b| {
             b.iter(|| {
                 for stored in &stored {
                     let mut batch = BatchBuilder::default();
                     for (resource, scope, section) in stored {
-                        batch.add(resource, scope, section.clone());
+                        batch.add(resource, scope, section.clone(), &weight);
                     }
                     let mut out = vec![0; batch.encoded_len()];
                     batch.write_to(&mut out);
@@ -123,6 +132,52 @@ fn bench(c: &mut Criterion) {
                 }
             });
         });
+        // What the weights are of that: each request is one section.
+        let plain: Vec<Bytes> = stored
+            .iter()
+            .map(|batch| {
+                let sections = batch.iter().map(|(_, _, section)| section);
+                sections.flatten().copied().collect()
+            })
+            .collect();
+        let sampled: Vec<Bytes> = (0..REQUESTS)
+            .map(|seed| {
+                let mut request = agents::batch(shape, SPANS, seed);
+                let mut all = ScopeSpans::default();
+                for scope in request
+                    .resource_spans
+                    .iter_mut()
+                    .flat_map(|it| &mut it.scope_spans)
+                {
+                    all.spans.append(&mut scope.spans);
+                }
+                for span in &mut all.spans {
+                    span.trace_state = "congo=t61rcWkgMzE,ot=th:8".into();
+                }
+                all.encode_to_vec().into()
+            })
+            .collect();
+        for (name, sections) in [("weights", &plain), ("weights of sampled", &sampled)] {
+            let mut out = vec![0; 2 * sections.iter().map(Bytes::len).max().unwrap()];
+            group.bench_function(name, |b| {
+                b.iter(|| {
+                    for section in sections {
+                        let mut batch = BatchBuilder::default();
+                        batch.add(b"", b"", black_box(section.clone()), &weight);
+                        batch.write_to(&mut out);
+                        black_box(&out);
+                    }
+                });
+            });
+            group.bench_function(format!("{name}: memcpy"), |b| {
+                b.iter(|| {
+                    for section in sections {
+                        out[..section.len()].copy_from_slice(black_box(section));
+                        black_box(&out);
+                    }
+                });
+            });
+        }
         group.bench_function("spans_in+span_id_of", |b| {
             b.iter(|| {
                 for (_, _, section) in stored.iter().flatten() {

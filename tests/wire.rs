@@ -17,6 +17,8 @@ mod claims;
 mod noise;
 #[path = "wire/oracle.rs"]
 mod oracle;
+#[path = "wire/weights.rs"]
+mod weights;
 
 use std::collections::HashMap;
 
@@ -165,7 +167,7 @@ proptest! {
                     let (mut header, mut section) = (Vec::new(), Vec::new());
                     scope.header.write_to(&mut header);
                     scope.write_spans_to(&mut section);
-                    batch.add(&resource, &header, section.into());
+                    batch.add(&resource, &header, section.into(), &weights::none());
                 }
             }
             expect.extend(oracle::spans(message));

@@ -1,11 +1,13 @@
 //! The operator's door: `/metrics`, `/livez`, `/readyz` and `/ring` over HTTP/1.
 //!
-//! Only reads. What is measured, alive, ready and believed is handed in by whoever knows it.
+//! Only reads. What is measured, alive, ready and believed is handed in by whoever knows it, and until
+//! then the pages say that the process is starting: a worker may read its log for minutes, and a
+//! probe that hangs meanwhile would have it killed.
 
 use std::convert::Infallible;
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::extract::State;
@@ -39,12 +41,24 @@ pub struct ReadyCheck {
     pub check: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
 }
 
-/// What the pages show.
+/// What the pages show of a process that has started.
 pub struct Admin {
     pub registry: Registry,
     pub live: Vec<LiveCheck>,
     pub ready: Arc<[ReadyCheck]>,
-    pub view: ViewHandle,
+}
+
+/// The pages being served.
+#[derive(Debug)]
+pub struct AdminPages {
+    pages: Arc<Pages>,
+    serving: JoinHandle<()>,
+}
+
+#[derive(Debug)]
+struct Pages {
+    view: ViewHandle,
+    started: OnceLock<Admin>,
 }
 
 /// A listener that is bound and not yet served: an address in use is found before anything starts.
@@ -105,20 +119,38 @@ impl AdminListener {
         self.listener.local_addr()
     }
 
-    /// Serves until the task is aborted: `/readyz` and `/metrics` matter most while a process stops.
-    pub fn serve(self, admin: Admin) -> JoinHandle<()> {
-        tokio::spawn(accept(self.listener, routes(admin)))
+    pub fn serve(self, view: ViewHandle) -> AdminPages {
+        let pages = Arc::new(Pages {
+            view,
+            started: OnceLock::new(),
+        });
+        let serving = tokio::spawn(accept(self.listener, routes(Arc::clone(&pages))));
+        AdminPages { pages, serving }
     }
 }
 
-fn routes(admin: Admin) -> Router {
+impl AdminPages {
+    /// The process has started. Only the first call counts.
+    pub fn started(&self, admin: Admin) {
+        self.pages.started.get_or_init(|| admin);
+    }
+}
+
+/// Served until the end: `/readyz` and `/metrics` matter most while a process stops.
+impl Drop for AdminPages {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+fn routes(pages: Arc<Pages>) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/ring", get(ring))
         .fallback(paths)
-        .with_state(Arc::new(admin))
+        .with_state(pages)
 }
 
 async fn accept(listener: TcpListener, routes: Router) {
@@ -158,7 +190,14 @@ async fn converse(stream: TcpStream, routes: Router) {
     }
 }
 
-async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
+async fn metrics(State(pages): State<Arc<Pages>>) -> Response {
+    let Some(admin) = pages.started.get() else {
+        return (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "starting: nothing is counted yet\n",
+        )
+            .into_response();
+    };
     let mut text = String::new();
     match prometheus_client::encoding::text::encode(&mut text, &admin.registry) {
         Ok(()) => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
@@ -169,7 +208,11 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
     }
 }
 
-async fn livez(State(admin): State<Arc<Admin>>) -> Response {
+async fn livez(State(pages): State<Arc<Pages>>) -> Response {
+    let Some(admin) = pages.started.get() else {
+        let body = serde_json::json!({ "alive": true, "starting": true, "loops": [] });
+        return (StatusCode::OK, Json(body)).into_response();
+    };
     let loops: Vec<_> = admin
         .live
         .iter()
@@ -187,7 +230,17 @@ async fn livez(State(admin): State<Arc<Admin>>) -> Response {
     (status_of(alive), Json(body)).into_response()
 }
 
-async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
+async fn readyz(State(pages): State<Arc<Pages>>) -> Response {
+    let Some(admin) = pages.started.get() else {
+        let why = "still starting; a worker reads its log first".to_owned();
+        let conditions = [Condition {
+            name: "started",
+            ok: false,
+            why: Some(why),
+        }];
+        let body = serde_json::json!({ "ready": false, "conditions": conditions });
+        return (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response();
+    };
     let conditions: Vec<_> = admin
         .ready
         .iter()
@@ -205,8 +258,8 @@ async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
     (status_of(ready), Json(body)).into_response()
 }
 
-async fn ring(State(admin): State<Arc<Admin>>) -> Response {
-    Json(admin.view.load().describe()).into_response()
+async fn ring(State(pages): State<Arc<Pages>>) -> Response {
+    Json(pages.view.load().describe()).into_response()
 }
 
 async fn paths() -> Result<Response, Infallible> {

@@ -61,21 +61,20 @@ pub(super) async fn run(
         DiscoveryMetrics::register(registry),
         discovery_stopping,
     );
+    let admin = admin.serve(view.clone());
     let tier = start(view.clone(), registry).await?;
 
-    let mut ready = vec![not_stopping(stopping), ring_has_members(view.clone())];
+    let mut ready = vec![not_stopping(stopping), ring_has_members(view)];
     ready.extend(tier.ready);
     let ready: Arc<[ReadyCheck]> = ready.into();
     let health = spawn_health(tier.health, Arc::clone(&ready));
-    let admin = admin.serve(Admin {
+    admin.started(Admin {
         registry: root,
         live: tier.live,
         ready,
-        view,
     });
     let outcome = tier.done.await;
     health.abort();
-    admin.abort();
     outcome
 }
 

@@ -89,9 +89,8 @@ async fn start(
         .unwrap_or(usize::MAX),
     };
     let metrics = WorkerMetrics::register(registry);
-    // Reading the log blocks this thread. Discovery and signals, the only other tasks yet, go on in
-    // the runtime's others. The admin port is bound but not served: its pages need the worker that
-    // this makes, so until then whoever asks waits.
+    // Reading the log blocks this thread. Discovery, signals and the admin pages go on in the
+    // runtime's others.
     let worker = tokio::task::block_in_place(|| {
         Worker::start(
             worker_config,

@@ -21,8 +21,8 @@ pub struct VerdictId(pub u32);
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct Threshold(u64);
 
-/// The trace's 56 random bits: what a span of it states (`rv`), else the low 7 bytes of its trace
-/// ID. Placement hashes all 16 bytes with a seed and stays independent of these.
+/// The trace's 56 random bits: the low 7 bytes of its trace ID. Placement hashes all 16 bytes
+/// with a seed and stays independent of these.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct Randomness(u64);
 
@@ -41,39 +41,43 @@ pub struct Decision {
 }
 
 const RANGE: u64 = 1 << 56;
-/// What the Collector and the specification recommend.
-const DIGITS: u32 = 4;
-
-/// How many hex digits of a threshold are all `0` or all `f` because `share`, above 0 and below 1,
-/// is so small.
-fn leading_digits(share: f64) -> u32 {
-    // The exponent of frexp: share = 0.5 to 1 times 2 to it.
-    let exponent = (share.to_bits() >> 52) as i32 - 1022;
-    exponent.min(0).unsigned_abs() / 4
-}
+/// Hex digits of a threshold.
+const DIGITS: u32 = 14;
+/// Of those, digits that a configured share gives, after the leading `0`s or `f`s: what the
+/// specification recommends.
+const PRECISION: u32 = 4;
 
 impl Threshold {
     /// Every trace passes.
     pub const ALWAYS: Self = Self(0);
 
-    /// The threshold that keeps `share` (0 to 1) of all traces; `None` keeps nothing at all,
-    /// which no 56-bit threshold can say.
-    ///
-    /// Rounded to [`DIGITS`] hex digits, more where the share is near 0 or 1: what decides is then
-    /// bit for bit what is written as `th`. 1 % becomes 1.0000229 %, and spans count 99.998.
+    /// The threshold that keeps `share` (0 to 1) of all traces, rounded to four significant hex
+    /// digits: verdicts and the `th` on every span agree to the bit, and `th` stays short.
+    /// [`Threshold::share`] is what it keeps in truth. `None` keeps nothing at all, which no
+    /// 56-bit threshold can say.
     pub fn keeping(share: f64) -> Option<Self> {
-        // A NaN is in no range.
-        if !(1.0 / RANGE as f64..).contains(&share) {
+        if share <= 0.0 || share.is_nan() {
             return None;
         }
-        let rejected = RANGE - (share.min(1.0) * RANGE as f64).round() as u64;
-        if rejected == 0 {
-            return Some(Self::ALWAYS);
-        }
-        let digits = DIGITS + leading_digits(share).max(leading_digits(1.0 - share));
-        let shift = 4 * (14 - digits.min(14));
-        let half = (1_u64 << shift) / 2;
-        Some(Self(((rejected + half) >> shift << shift).min(RANGE - 1)))
+        // Of the kept share, since a float has more digits near 0 than near 1.
+        let kept = (share.min(1.0) * RANGE as f64).round() as u64;
+        (kept > 0).then(|| Self(RANGE - kept).rounded())
+    }
+
+    /// Near 0 and near 1 there are more digits: `ffffef39` for one in a million, `0004` and not
+    /// `0` for all but one in 16,384.
+    fn rounded(self) -> Self {
+        let leading = |bits: u64| (bits << 8).leading_zeros() / 4;
+        let digits = PRECISION + leading(self.0).max(leading(!self.0));
+        let step = 1 << (4 * DIGITS.saturating_sub(digits));
+        // Never up to 2^56: the digit after the leading `f`s is none.
+        Self((self.0 + step / 2) / step * step)
+    }
+
+    /// The share of all traces that it keeps, above 0 and up to 1. Each kept trace stands for
+    /// `1 / share` traces.
+    pub fn share(self) -> f64 {
+        (RANGE - self.0) as f64 / RANGE as f64
     }
 
     pub fn from_bits(bits: u64) -> Option<Self> {
@@ -97,6 +101,7 @@ impl Randomness {
         Self(u64::from_be_bytes(low))
     }
 
+    /// `None` for more than 56 bits.
     pub fn from_bits(bits: u64) -> Option<Self> {
         (bits < RANGE).then_some(Self(bits))
     }
@@ -138,35 +143,36 @@ mod tests {
         assert_eq!(Threshold::keeping(0.25).unwrap().bits(), RANGE / 4 * 3);
         assert_eq!(Threshold::keeping(0.0), None);
         assert_eq!(Threshold::keeping(f64::NAN), None);
-        assert_eq!(Threshold::keeping(-0.5), None);
-        assert_eq!(Threshold::keeping(1e-17), None);
-        assert_eq!(
-            Threshold::keeping(1.0 - 1e-16).map(Threshold::bits),
-            Some(8)
-        );
+        assert_eq!(Threshold::keeping(1e-18), None);
     }
 
     #[test]
-    fn thresholds_have_four_digits_and_more_near_the_ends() {
-        for (share, text) in [
-            (1.0 / 3.0, "aaab"),
-            (0.1, "e666"),
-            (0.01, "fd70a"),
-            (0.001, "ffbe77"),
-            (1e-6, "ffffef39"),
-            (0.5, "8"),
-            (0.125, "e"),
-            (0.05, "f3333"),
-            (0.0625, "f"),
-            // The specification's own algorithm gives no digits at all here.
-            (0.999_999, "000010c7"),
-        ] {
-            let bits = Threshold::keeping(share).unwrap().bits();
-            let digits = format!("{bits:014x}");
-            assert_eq!(digits.trim_end_matches('0'), text, "{share}");
+    fn shares_are_rounded_to_four_digits_as_in_the_table_of_the_specification() {
+        let rows = [
+            (1.0 / 3.0, 0xaa_ab00_0000_0000),
+            (2.0 / 3.0, 0x55_5500_0000_0000),
+            (1.0 / 10.0, 0xe6_6600_0000_0000),
+            (1.0 / 100.0, 0xfd_70a0_0000_0000),
+            (1.0 / 1000.0, 0xff_be77_0000_0000),
+            (1e-6, 0xff_ffef_3900_0000),
+            // Near 1, where the algorithm printed in the specification gives no digit at all.
+            (0.95, 0x0c_ccd0_0000_0000),
+            (0.9999, 0x00_068d_c000_0000),
+            (0.999_999, 0x00_0010_c700_0000),
+            (2f64.powi(-56), RANGE - 1),
+            (1.0 - 2f64.powi(-53), 8),
+        ];
+        for (share, bits) in rows {
+            let threshold = Threshold::keeping(share).unwrap();
+            assert_eq!(threshold.bits(), bits, "{share}: {:014x}", threshold.bits());
+            assert!((threshold.share() / share - 1.0).abs() < 1e-4, "{share}");
         }
-        let all_bits = 1.0 / RANGE as f64;
-        assert_eq!(Threshold::keeping(all_bits).unwrap().bits(), RANGE - 1);
+        for power in 0..=56 {
+            let share = 2f64.powi(-power);
+            let threshold = Threshold::keeping(share).unwrap();
+            assert_eq!(threshold.bits(), RANGE - (RANGE >> power));
+            assert_eq!(threshold.share(), share);
+        }
     }
 
     #[test]

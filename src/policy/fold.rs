@@ -195,7 +195,7 @@ impl Needs {
             && let Some(stated) = stated_randomness(fields.trace_state)
         {
             // The first one wins: spans that disagree must not move a decision about.
-            state.randomness_and_flags |= stated | RANDOMNESS_STATED;
+            state.randomness_and_flags |= stated.bits() | RANDOMNESS_STATED;
         }
     }
 

@@ -6,15 +6,20 @@ use bytes::Bytes;
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 
-use crate::wire::field::{field_len, write_prefix};
+use crate::wire::field::field_len;
+use crate::wire::weight::{Copying, UnwrittenSpans, Weight};
+use crate::wire::writing::Writing;
 
 /// Builds one `ExportTraceServiceRequest` out of pieces of many fragments. Equal resource headers
-/// become one ResourceSpans, equal scope headers in it one ScopeSpans.
+/// become one ResourceSpans, equal scope headers in it one ScopeSpans. Into each span goes the weight
+/// of its trace.
 #[derive(Debug, Default)]
 pub struct BatchBuilder {
     resources: Vec<Resource>,
     scopes: Vec<Scope>,
     sections: Vec<Section>,
+    weights: Vec<Weight>,
+    unwritten: UnwrittenSpans,
     /// The headers themselves, in the order in which they came. Sections stay where they were read:
     /// they are most of a message, and are copied once, into it.
     bytes: Vec<u8>,
@@ -55,39 +60,40 @@ struct Scope {
 #[derive(Debug)]
 struct Section {
     spans: Bytes,
+    /// Of all spans in it; its place in `weights`.
+    weight: u32,
+    copying: Copying,
     next: u32,
 }
 
 /// The end of a linked list.
 const NONE: u32 = u32::MAX;
-/// A tag and a length.
-const PREFIX_BYTES_MAX: usize = 11;
-
-/// What of a buffer is not written yet.
-struct Writing<'a> {
-    rest: &'a mut [u8],
-}
-
-impl Writing<'_> {
-    fn put(&mut self, bytes: &[u8]) {
-        let rest = std::mem::take(&mut self.rest);
-        let (now, later) = rest.split_at_mut(bytes.len().min(rest.len()));
-        now.copy_from_slice(&bytes[..now.len()]);
-        self.rest = later;
-    }
-}
-
 impl BatchBuilder {
-    /// `spans` is `(12 len span)*`, as [`crate::wire::ScopeView::write_spans_to`] wrote it.
-    pub fn add(&mut self, resource_header: &[u8], scope_header: &[u8], spans: Bytes) {
+    /// `spans` is `(12 len span)*`, as [`crate::wire::ScopeView::write_spans_to`] wrote it, and all
+    /// of one trace.
+    pub fn add(
+        &mut self,
+        resource_header: &[u8],
+        scope_header: &[u8],
+        spans: Bytes,
+        weight: &Weight,
+    ) {
         if spans.is_empty() {
             return; // an envelope of nothing
         }
         let resource = self.resource(resource_header);
         let scope = self.scope(resource, scope_header);
         let section = self.sections.len() as u32;
-        let added = spans.len();
-        self.sections.push(Section { spans, next: NONE });
+        let (copying, added) = weight.measure(&spans, &mut self.unwritten);
+        if self.weights.last() != Some(weight) {
+            self.weights.push(*weight);
+        }
+        self.sections.push(Section {
+            spans,
+            weight: self.weights.len() as u32 - 1,
+            copying,
+            next: NONE,
+        });
 
         let scope = &mut self.scopes[scope as usize];
         // A scope without a section is not in the sum yet.
@@ -121,25 +127,26 @@ impl BatchBuilder {
         self.len
     }
 
+    /// Spans in it that say nothing of their weight, or not what they said when they came.
+    pub fn unwritten(&self) -> UnwrittenSpans {
+        self.unwritten
+    }
+
     /// Writes the message into a buffer of exactly [`BatchBuilder::encoded_len`] bytes; of a longer
     /// one the rest is left, in a shorter one the end is missing.
     pub fn write_to(&self, out: &mut [u8]) {
-        let mut out = Writing { rest: out };
-        let mut prefix = Vec::with_capacity(PREFIX_BYTES_MAX);
+        let len = self.len.min(out.len());
+        let mut out = Writing::new(&mut out[..len]);
         for resource in &self.resources {
-            prefix.clear();
-            write_prefix(0x0A, resource.body_len, &mut prefix);
-            out.put(&prefix);
+            out.put_prefix(0x0A, resource.body_len);
             out.put(self.read(resource.header));
             let mut scope = resource.first_scope;
             while let Some(it) = self.scopes.get(scope as usize) {
-                prefix.clear();
-                write_prefix(0x12, it.body_len, &mut prefix);
-                out.put(&prefix);
+                out.put_prefix(0x12, it.body_len);
                 out.put(self.read(it.header));
                 let mut section = it.first_section;
                 while let Some(it) = self.sections.get(section as usize) {
-                    out.put(&it.spans);
+                    self.weights[it.weight as usize].write(&it.spans, it.copying, &mut out);
                     section = it.next;
                 }
                 scope = it.next;

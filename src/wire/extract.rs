@@ -4,7 +4,9 @@
 //! of a singular field the last one counts, messages that come in instalments are merged. What the
 //! fields mean for a trace is the policies' business.
 
+use crate::model::Randomness;
 use crate::wire::field::{Broken, Cursor};
+use crate::wire::tracestate::Sampling;
 
 /// What is to be read of a span; the rest is passed over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -234,25 +236,10 @@ fn string_in(attribute: &[u8]) -> Result<&[u8], Broken> {
     Ok(string)
 }
 
-/// The randomness that a span states itself: `rv` in the `ot` member of its `tracestate`, 14
-/// lower-case hex digits. What is not lawful says nothing.
-pub fn stated_randomness(trace_state: &[u8]) -> Option<u64> {
-    let mut members = trace_state.split(|byte| *byte == b',');
-    let ot = members.find_map(|member| member.trim_ascii().strip_prefix(b"ot="))?;
-    let rv = ot
-        .split(|byte| *byte == b';')
-        .find_map(|field| field.strip_prefix(b"rv:"))?;
-    if rv.len() != 14 {
-        return None;
-    }
-    rv.iter().try_fold(0, |bits, digit| {
-        let digit = match digit {
-            b'0'..=b'9' => digit - b'0',
-            b'a'..=b'f' => digit - b'a' + 10,
-            _ => return None,
-        };
-        Some(bits << 4 | u64::from(digit))
-    })
+/// The randomness that a span states itself: `rv` in the `ot` member of its trace state. What is
+/// not lawful says nothing.
+pub fn stated_randomness(trace_state: &[u8]) -> Option<Randomness> {
+    Sampling::read(trace_state).randomness
 }
 
 #[cfg(test)]
@@ -292,7 +279,8 @@ mod tests {
             ("ot=xrv:00000000000001", None),
         ];
         for (text, expected) in rows {
-            assert_eq!(stated_randomness(text.as_bytes()), expected, "{text}");
+            let stated = stated_randomness(text.as_bytes());
+            assert_eq!(stated.map(Randomness::bits), expected, "{text}");
         }
     }
 }

@@ -186,9 +186,9 @@ pub(super) fn field_len(body_len: usize) -> usize {
     1 + varint_len(body_len) + body_len
 }
 
-/// Writes the tag and the length that go before a body.
+/// The tag and the length that go before a body, and how many bytes they are.
 #[inline(always)]
-pub(super) fn write_prefix(tag: u8, body_len: usize, out: &mut Vec<u8>) {
+pub(super) fn prefix(tag: u8, body_len: usize) -> ([u8; 11], usize) {
     let mut prefix = [0; 11];
     prefix[0] = tag;
     let mut len = 1;
@@ -199,7 +199,14 @@ pub(super) fn write_prefix(tag: u8, body_len: usize, out: &mut Vec<u8>) {
         len += 1;
     }
     prefix[len] = value as u8;
-    out.extend_from_slice(&prefix[..=len]);
+    (prefix, len + 1)
+}
+
+/// Writes the tag and the length that go before a body.
+#[inline(always)]
+pub(super) fn write_prefix(tag: u8, body_len: usize, out: &mut Vec<u8>) {
+    let (prefix, len) = prefix(tag, body_len);
+    out.extend_from_slice(&prefix[..len]);
 }
 
 #[cfg(test)]

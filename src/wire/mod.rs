@@ -27,6 +27,9 @@ mod scan;
 mod section;
 mod span;
 mod split;
+mod tracestate;
+mod weight;
+mod writing;
 
 pub use assemble::BatchBuilder;
 pub use extract::{
@@ -37,3 +40,4 @@ pub use reject::{RejectReason, Rejection, Rejections};
 pub use scan::{Scan, ScanError, ScanLimits, SpanEntry};
 pub use section::{leading_span_id, span_id_of, spans_in};
 pub use split::{Part, split};
+pub use weight::{Unwritten, UnwrittenSpans, Weight};

@@ -13,9 +13,9 @@ use tokio::task::JoinHandle;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::log::{Buffers, Disk, ReadError, StoredFragment, Volume};
-use crate::model::{Extent, Member, TraceId, VerdictId};
+use crate::model::{Extent, Member, Randomness, TraceId, VerdictId};
 use crate::net::metadata;
-use crate::wire::{BatchBuilder, leading_span_id, spans_in};
+use crate::wire::{BatchBuilder, Weight, leading_span_id, spans_in};
 use crate::worker::export::{Batch, Delivery, Destination};
 use crate::worker::metrics::WorkerMetrics;
 use crate::worker::shard::ExportWork;
@@ -40,6 +40,8 @@ pub(crate) struct Exporter<D: Disk> {
     pub(crate) destination: Arc<Destination>,
     pub(crate) metrics: WorkerMetrics,
     pub(crate) dedup_seed: u64,
+    /// Whether spans without `th` were certain to come, as the rules say.
+    pub(crate) assume_unsampled_upstream: bool,
     /// For messages.
     pub(crate) buffers: Arc<Buffers>,
 }
@@ -119,11 +121,13 @@ impl<D: Disk> Exporter<D> {
                     break;
                 }
                 Ok(Some(message)) => {
+                    let unwritten = message.builder.unwritten();
                     let batch = self.batch(message);
                     match self.destination.deliver(&batch).await {
                         Delivery::Done { .. } => {
                             delivered = (reader.trace, reader.fragment);
                             self.metrics.spans_exported.inc_by(u64::from(batch.spans));
+                            self.metrics.weights_unwritten(unwritten);
                         }
                         Delivery::Refused { code, message } => {
                             tracing::error!(
@@ -245,7 +249,7 @@ impl Reader {
                 }
                 self.ahead = exporter.read(&extents)?.into();
             }
-            if !self.add_next(&mut message, exporter.dedup_seed) {
+            if !self.add_next(&mut message, exporter) {
                 break;
             }
         }
@@ -253,23 +257,30 @@ impl Reader {
     }
 
     /// Moves the next fragment into the message; false if there is no room for all of it.
-    fn add_next(&mut self, message: &mut Message, dedup_seed: u64) -> bool {
+    fn add_next<D: Disk>(&mut self, message: &mut Message, exporter: &Exporter<D>) -> bool {
         let Some(export) = self.work.traces.get(self.trace) else {
             self.ahead.clear();
             return true;
         };
         if let Some(Some(fragment)) = self.ahead.front_mut() {
+            let weight = Weight::new(
+                export.decision.threshold,
+                Randomness::of(export.decision.trace),
+                exporter.assume_unsampled_upstream,
+            );
             // Only one that is larger than a message is cut: should the backend refuse the second
             // part, the log knows no way to say that it has the first.
             let spans_len: usize = fragment.scopes.iter().map(|scope| scope.spans.len()).sum();
-            if message.spans > 0 && message.builder.encoded_len() + spans_len > MESSAGE_BYTES {
+            let len_max = spans_len + fragment.spans as usize * weight.growth_max();
+            if message.spans > 0 && message.builder.encoded_len() + len_max > MESSAGE_BYTES {
                 return false;
             }
             for (number, scope) in fragment.scopes.iter_mut().enumerate() {
                 let before = message.spans;
                 let added = self.seen.add(
                     message,
-                    dedup_seed,
+                    exporter.dedup_seed,
+                    &weight,
                     &fragment.resource_header,
                     &scope.header,
                     &scope.spans,
@@ -377,16 +388,19 @@ impl Seen {
         &mut self,
         message: &mut Message,
         seed: u64,
+        weight: &Weight,
         resource: &[u8],
         scope: &[u8],
         section: &Bytes,
     ) -> usize {
         let mut run_start = 0;
+        let mut run_spans = 0;
         let mut at = 0;
         let mut is_full = false;
         self.sections.push(section.clone());
         for (field, span) in spans_in(section) {
-            let filled = message.builder.encoded_len() + at - run_start;
+            let growth = (run_spans + 1) * weight.growth_max();
+            let filled = message.builder.encoded_len() + at - run_start + growth;
             if message.spans > 0 && filled + field.len() > MESSAGE_BYTES {
                 is_full = true;
                 break;
@@ -394,20 +408,22 @@ impl Seen {
             let end = at + field.len();
             if self.is_new(span, end - span.len(), end, seed) {
                 message.spans += 1;
+                run_spans += 1;
             } else {
                 if run_start < at {
                     message
                         .builder
-                        .add(resource, scope, section.slice(run_start..at));
+                        .add(resource, scope, section.slice(run_start..at), weight);
                 }
                 run_start = end;
+                run_spans = 0;
             }
             at = end;
         }
         if run_start < at {
             message
                 .builder
-                .add(resource, scope, section.slice(run_start..at));
+                .add(resource, scope, section.slice(run_start..at), weight);
         }
         // To the end, should what is there not parse: it would be met again and again.
         if is_full { at } else { section.len() }

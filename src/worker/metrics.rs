@@ -10,7 +10,7 @@ use prometheus_client::registry::Registry;
 use crate::model::Verdict;
 use crate::policy::Rules;
 use crate::trace::DecideReason;
-use crate::wire::RejectReason;
+use crate::wire::{RejectReason, Unwritten, UnwrittenSpans};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RejectLabels {
@@ -19,6 +19,14 @@ struct RejectLabels {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct RejectLabel(RejectReason);
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct UnwrittenLabels {
+    reason: UnwrittenLabel,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct UnwrittenLabel(Unwritten);
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DecisionLabels {
@@ -85,6 +93,12 @@ impl EncodeLabelValue for RejectLabel {
     }
 }
 
+impl EncodeLabelValue for UnwrittenLabel {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> std::fmt::Result {
+        self.0.label().encode(encoder)
+    }
+}
+
 impl EncodeLabelValue for VerdictLabel {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> std::fmt::Result {
         self.0.label().encode(encoder)
@@ -131,6 +145,7 @@ pub struct WorkerMetrics {
     decisions: Vec<Counter>,
     traces_kept: Family<PolicyLabels, Counter>,
     spans_kept: Family<PolicyLabels, Counter>,
+    unwritten: Vec<Counter>,
     pub spans_dropped: Counter,
     pub index_bytes: Gauge,
     pub undecided_traces: Gauge,
@@ -196,6 +211,12 @@ impl WorkerMetrics {
             "Spans of traces whose verdict is KEEP, by the same policy; late ones are not in it",
             spans_kept.clone(),
         );
+        let unwritten = Family::<UnwrittenLabels, Counter>::default();
+        registry.register(
+            "worker_weights_unwritten",
+            "Exported spans without a sampling threshold (th) of ours, by why it could not be written",
+            unwritten.clone(),
+        );
         let seconds = || Histogram::new(exponential_buckets(0.000_5, 2.0, 16));
         let append_seconds = seconds();
         registry.register(
@@ -247,6 +268,14 @@ impl WorkerMetrics {
                 .collect(),
             traces_kept,
             spans_kept,
+            unwritten: Unwritten::ALL
+                .iter()
+                .map(|reason| {
+                    unwritten.get_or_create_owned(&UnwrittenLabels {
+                        reason: UnwrittenLabel(*reason),
+                    })
+                })
+                .collect(),
             spans_dropped: counter(
                 registry,
                 "worker_spans_dropped",
@@ -363,6 +392,12 @@ impl WorkerMetrics {
 
     pub fn fate(&self, fate: SpanFate, spans: u64) {
         self.fates[fate as usize].inc_by(spans);
+    }
+
+    pub fn weights_unwritten(&self, spans: UnwrittenSpans) {
+        for (counter, reason) in self.unwritten.iter().zip(Unwritten::ALL) {
+            counter.inc_by(spans.of(reason).into());
+        }
     }
 
     pub fn decided(&self, verdict: Verdict, reason: DecideReason) {

@@ -173,6 +173,7 @@ impl Worker {
                     destination: destination.clone(),
                     metrics: metrics.clone(),
                     dedup_seed: secret,
+                    assume_unsampled_upstream: rules.assume_unsampled_upstream,
                     buffers: messages.clone(),
                 }
                 .spawn()

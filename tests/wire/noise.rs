@@ -48,6 +48,31 @@ pub(crate) fn request(seed: u64, size: Size) -> Vec<u8> {
     out
 }
 
+/// Bytes of a span of this trace, with these trace states, in whatever order.
+pub(crate) fn span(seed: u64, trace: [u8; 16], states: &[String]) -> Vec<u8> {
+    let mut noise = Noise {
+        rng: SmallRng::seed_from_u64(seed),
+        size: Size {
+            resources: 0,
+            scopes: 0,
+            spans: 0,
+            traces: 1,
+            strange: seed.is_multiple_of(2),
+            wrong: 0,
+        },
+    };
+    let Tree(mut fields) = noise.span();
+    fields.retain(|(number, _)| *number != 3);
+    fields[0].1 = Value::Bytes(trace.to_vec());
+    for state in states {
+        let at = noise.some(fields.len());
+        fields.insert(at, (3, Value::Bytes(state.clone().into_bytes())));
+    }
+    let mut out = Vec::new();
+    noise.encode(Tree(fields), &mut out);
+    out
+}
+
 fn varint(mut value: u64, len_min: usize, out: &mut Vec<u8>) {
     let mut len = 1;
     while value >= 0x80 || len < len_min {

@@ -38,25 +38,48 @@ fn view() -> ViewHandle {
     ViewHandle::fixed(View::new(addresses, Seed(7), "test"))
 }
 
-async fn serve(live: Vec<LiveCheck>, ready: Vec<ReadyCheck>) -> (SocketAddr, JoinHandle<()>) {
+async fn serve(live: Vec<LiveCheck>, ready: Vec<ReadyCheck>) -> (SocketAddr, AdminPages) {
     let mut registry = Registry::default();
     process_metrics::register(&mut registry, "tailring-test");
     let listener = AdminListener::bind(([127, 0, 0, 1], 0).into())
         .await
         .unwrap();
     let address = listener.local_addr().unwrap();
-    let task = listener.serve(Admin {
+    let pages = listener.serve(view());
+    pages.started(Admin {
         registry,
         live,
         ready: ready.into(),
-        view: view(),
     });
-    (address, task)
+    (address, pages)
+}
+
+#[tokio::test]
+async fn a_process_that_is_starting_is_alive_and_not_ready() {
+    let listener = AdminListener::bind(([127, 0, 0, 1], 0).into())
+        .await
+        .unwrap();
+    let address = listener.local_addr().unwrap();
+    let pages = listener.serve(view());
+    assert_eq!(ask(address, "GET /livez").await.status, 200);
+    let ready = ask(address, "GET /readyz").await;
+    assert_eq!(ready.status, 503);
+    assert!(ready.body.contains("still starting"), "{}", ready.body);
+    assert_eq!(ask(address, "GET /metrics").await.status, 503);
+    assert_eq!(ask(address, "GET /ring").await.status, 200);
+
+    pages.started(Admin {
+        registry: Registry::default(),
+        live: vec![],
+        ready: Arc::new([]),
+    });
+    assert_eq!(ask(address, "GET /readyz").await.status, 200);
+    assert_eq!(ask(address, "GET /metrics").await.status, 200);
 }
 
 #[tokio::test]
 async fn metrics_are_open_metrics_with_build_and_process() {
-    let (address, task) = serve(vec![], vec![]).await;
+    let (address, _pages) = serve(vec![], vec![]).await;
     let answer = ask(address, "GET /metrics").await;
     assert_eq!(answer.status, 200);
     assert!(
@@ -82,7 +105,6 @@ async fn metrics_are_open_metrics_with_build_and_process() {
         answer.body
     );
     assert!(answer.body.ends_with("# EOF\n"));
-    task.abort();
 }
 
 #[tokio::test]
@@ -99,7 +121,7 @@ async fn liveness_fails_when_one_loop_is_silent_for_too_long() {
             silent_for: Box::new(move || Duration::from_secs(shard.load(Ordering::Relaxed))),
         },
     ];
-    let (address, task) = serve(live, vec![]).await;
+    let (address, _pages) = serve(live, vec![]).await;
     let answer = ask(address, "GET /livez").await;
     assert_eq!(answer.status, 200, "{}", answer.body);
     silent_seconds.store(31, Ordering::Relaxed);
@@ -112,7 +134,6 @@ async fn liveness_fails_when_one_loop_is_silent_for_too_long() {
         serde_json::json!({"name": "shard 1", "alive": false, "silent_seconds": 31.0})
     );
     assert_eq!(body["loops"][0]["alive"], true);
-    task.abort();
 }
 
 #[tokio::test]
@@ -132,7 +153,7 @@ async fn readiness_lists_every_condition_and_why() {
             }),
         },
     ];
-    let (address, task) = serve(vec![], ready).await;
+    let (address, _pages) = serve(vec![], ready).await;
     let answer = ask(address, "GET /readyz").await;
     assert_eq!(answer.status, 503);
     let body: serde_json::Value = serde_json::from_str(&answer.body).unwrap();
@@ -146,12 +167,11 @@ async fn readiness_lists_every_condition_and_why() {
     members.store(1, Ordering::Relaxed);
     let answer = ask(address, "GET /readyz").await;
     assert_eq!(answer.status, 200, "{}", answer.body);
-    task.abort();
 }
 
 #[tokio::test]
 async fn the_ring_shows_members_slots_and_fingerprint() {
-    let (address, task) = serve(vec![], vec![]).await;
+    let (address, _pages) = serve(vec![], vec![]).await;
     let answer = ask(address, "GET /ring").await;
     assert_eq!(answer.status, 200);
     let body: serde_json::Value = serde_json::from_str(&answer.body).unwrap();
@@ -165,19 +185,17 @@ async fn the_ring_shows_members_slots_and_fingerprint() {
         .map(|member| member["slots"].as_u64().unwrap())
         .sum();
     assert_eq!(slots, 65_536);
-    task.abort();
 }
 
 #[tokio::test]
 async fn anything_else_is_told_what_there_is() {
-    let (address, task) = serve(vec![], vec![]).await;
+    let (address, _pages) = serve(vec![], vec![]).await;
     let answer = ask(address, "GET /health").await;
     assert_eq!(answer.status, 404);
     for (path, _) in PATHS {
         assert!(answer.body.contains(path), "{}", answer.body);
     }
     assert_eq!(ask(address, "POST /metrics").await.status, 405);
-    task.abort();
 }
 
 #[tokio::test]

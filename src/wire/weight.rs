@@ -1,0 +1,339 @@
+//! Writes into spans with what probability they were kept: `ot=th` in their trace states, by an
+//! edit of their bytes.
+//!
+//! A span that was sampled with T_s before, in a trace kept with T, leaves with max(T_s, T): a
+//! later stage may only reject more. Consistency holds because all stages compare with the same
+//! randomness R, the span's `rv` or else the low 7 bytes of its trace ID; a span with R below its
+//! threshold cannot have been kept with it, so its `th` is erased. No `th` means "probability
+//! unknown", never "1".
+//!
+//! The edit touches field 3 of the span and nothing else. A span without one, as most are, gets it
+//! at its end: field order is free, so this is right for whatever stands before, the IDs stay in
+//! front where readers expect them, and a copy of the span and a constant are all there is to
+//! write. If field 3 comes more than once the last one is the trace state, and it alone is edited,
+//! where it stands; it is made empty and not taken away, or the one before it would count.
+//!
+//! How the text of a trace state reads is `tracestate`'s.
+
+use crate::model::{Randomness, Threshold};
+use crate::wire::field::{Broken, Cursor, field_len};
+use crate::wire::section::{TAG, spans_in};
+use crate::wire::tracestate::{Incoming, Sampling, ThText, rewrite};
+use crate::wire::writing::Writing;
+
+/// Why a span goes out with no `th` of ours. Also a metric label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Unwritten {
+    /// It came with no `th`, and what comes without is not known to be unsampled.
+    UpstreamUnknown,
+    /// Its `th`, or the `ot` around it, is not what the specification says; `th` was erased.
+    Malformed,
+    /// Its randomness is below its threshold, or below that of the verdict; `th` was erased.
+    Inconsistent,
+    /// `ot` or the whole trace state would be longer than is allowed; a `th` that is no longer
+    /// true was erased.
+    Overflow,
+}
+
+impl Unwritten {
+    pub const ALL: [Self; 4] = [
+        Self::UpstreamUnknown,
+        Self::Malformed,
+        Self::Inconsistent,
+        Self::Overflow,
+    ];
+
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::UpstreamUnknown => "upstream_unknown",
+            Self::Malformed => "malformed",
+            Self::Inconsistent => "inconsistent",
+            Self::Overflow => "overflow",
+        }
+    }
+}
+
+/// Numbers of spans by reason.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct UnwrittenSpans([u32; Unwritten::ALL.len()]);
+
+impl UnwrittenSpans {
+    pub fn of(&self, reason: Unwritten) -> u32 {
+        self.0[reason as usize]
+    }
+
+    fn count(&mut self, reason: Option<Unwritten>) {
+        if let Some(reason) = reason {
+            self.0[reason as usize] += 1;
+        }
+    }
+}
+
+/// What is written into the spans of one trace. Small; made once a trace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Weight {
+    threshold: Threshold,
+    /// Of spans without `rv`.
+    randomness: Randomness,
+    assume_unsampled_upstream: bool,
+    th: ThText,
+    /// Field 3 for a span that has none, and its length.
+    appended: [u8; APPENDED_MAX],
+    appended_len: u8,
+    /// Why a span without a trace state gets none, in this trace.
+    not_appended: Option<Unwritten>,
+}
+
+/// Tag, length, `ot=th:` and 14 digits, rounded up so that it is copied in three moves.
+const APPENDED_MAX: usize = 24;
+const TRACE_STATE: u8 = 0x1A;
+
+/// How a section is copied. Decided once, when it is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Copying {
+    /// No span changes.
+    Whole,
+    /// No span has a trace state, and each gets the same.
+    Appending,
+    /// Each span is looked at once more.
+    Editing,
+}
+
+/// What becomes of one span.
+enum Edit<'s> {
+    None,
+    Append,
+    Rewrite(Rewritten<'s>),
+}
+
+/// The trace state of a span: its text, what is before its field and what is after.
+#[derive(Clone, Copy)]
+struct Found<'s> {
+    before: &'s [u8],
+    text: &'s [u8],
+    after: &'s [u8],
+}
+
+/// A span whose trace state changes.
+struct Rewritten<'s> {
+    found: Found<'s>,
+    /// `th` is put in, or else erased.
+    puts_th: bool,
+    text_len: usize,
+}
+
+impl Weight {
+    /// `randomness` is that of the trace ID. With `assume_unsampled_upstream` a span without `th`
+    /// is one that was certain to come; without, nobody knows.
+    pub fn new(
+        threshold: Threshold,
+        randomness: Randomness,
+        assume_unsampled_upstream: bool,
+    ) -> Self {
+        let th = ThText::of(threshold);
+        let mut appended = [0; APPENDED_MAX];
+        let text_len = 3 + th.as_bytes().len();
+        appended[..5].copy_from_slice(&[TRACE_STATE, text_len as u8, b'o', b't', b'=']);
+        appended[5..][..th.as_bytes().len()].copy_from_slice(th.as_bytes());
+        let not_appended = if !assume_unsampled_upstream {
+            Some(Unwritten::UpstreamUnknown)
+        } else if !threshold.admits(randomness) {
+            Some(Unwritten::Inconsistent)
+        } else {
+            None
+        };
+        Self {
+            threshold,
+            randomness,
+            assume_unsampled_upstream,
+            th,
+            appended,
+            appended_len: 2 + text_len as u8,
+            not_appended,
+        }
+    }
+
+    /// At most so many bytes longer does any one span become, its tag and length included: the
+    /// text is as long as the field for a span that has none, less a tag and a length, plus a
+    /// comma; and two lengths may need a byte more each.
+    pub fn growth_max(&self) -> usize {
+        usize::from(self.appended_len) + 2
+    }
+
+    /// Reads the spans of a section: how it is copied, and how long the copy is.
+    pub(super) fn measure(
+        &self,
+        section: &[u8],
+        unwritten: &mut UnwrittenSpans,
+    ) -> (Copying, usize) {
+        let (mut whole, mut appending) = (true, true);
+        let (mut read, mut len) = (0, 0);
+        for (field, span) in spans_in(section) {
+            let (edit, reason) = self.edit(span);
+            unwritten.count(reason);
+            read += field.len();
+            match edit {
+                Edit::None => {
+                    appending = false;
+                    len += field.len();
+                }
+                Edit::Append => {
+                    whole = false;
+                    len += field_len(span.len() + usize::from(self.appended_len));
+                }
+                Edit::Rewrite(rewritten) => {
+                    (whole, appending) = (false, false);
+                    len += field_len(rewritten.len());
+                }
+            }
+        }
+        if whole || read < section.len() {
+            (Copying::Whole, section.len())
+        } else if appending {
+            (Copying::Appending, len)
+        } else {
+            (Copying::Editing, len)
+        }
+    }
+
+    /// Writes as many bytes as were measured.
+    pub(super) fn write(&self, section: &[u8], copying: Copying, out: &mut Writing<'_>) {
+        match copying {
+            Copying::Whole => out.put(section),
+            Copying::Appending => {
+                for (_, span) in spans_in(section) {
+                    self.append(span, out);
+                }
+            }
+            Copying::Editing => {
+                for (field, span) in spans_in(section) {
+                    match self.edit(span).0 {
+                        Edit::None => out.put(field),
+                        Edit::Append => self.append(span, out),
+                        Edit::Rewrite(rewritten) => self.rewrite(&rewritten, out),
+                    }
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn append(&self, span: &[u8], out: &mut Writing<'_>) {
+        let added = usize::from(self.appended_len);
+        out.put_prefix(TAG, span.len() + added);
+        out.put(span);
+        out.put_first(&self.appended, added);
+    }
+
+    fn rewrite(&self, span: &Rewritten<'_>, out: &mut Writing<'_>) {
+        out.put_prefix(TAG, span.len());
+        out.put(span.found.before);
+        out.put_prefix(TRACE_STATE, span.text_len);
+        rewrite(span.found.text, span.puts_th.then_some(&self.th), |piece| {
+            out.put(piece);
+        });
+        out.put(span.found.after);
+    }
+
+    /// What becomes of a span, and why it leaves without a threshold if it does.
+    #[inline(always)]
+    fn edit<'s>(&self, span: &'s [u8]) -> (Edit<'s>, Option<Unwritten>) {
+        match find(span) {
+            // Nobody meets it: such a span was never accepted.
+            Err(_) => (Edit::None, Some(Unwritten::Malformed)),
+            Ok(None) => match self.not_appended {
+                None => (Edit::Append, None),
+                reason => (Edit::None, reason),
+            },
+            Ok(Some(found)) => self.edit_found(found),
+        }
+    }
+
+    #[inline(never)]
+    fn edit_found<'s>(&self, found: Found<'s>) -> (Edit<'s>, Option<Unwritten>) {
+        let sampling = Sampling::read(found.text);
+        let erase = |reason| {
+            let edit = if sampling.has_th {
+                Edit::Rewrite(self.rewritten(found, false))
+            } else {
+                Edit::None
+            };
+            (edit, Some(reason))
+        };
+        let before = match sampling.threshold {
+            Incoming::Malformed => return erase(Unwritten::Malformed),
+            Incoming::Known(threshold) => threshold,
+            Incoming::Absent if self.assume_unsampled_upstream => Threshold::ALWAYS,
+            Incoming::Absent => return (Edit::None, Some(Unwritten::UpstreamUnknown)),
+        };
+        let randomness = sampling.randomness.unwrap_or(self.randomness);
+        if !before.max(self.threshold).admits(randomness) {
+            return erase(Unwritten::Inconsistent);
+        }
+        if sampling.has_th && before >= self.threshold {
+            return (Edit::None, None);
+        }
+        let rewritten = self.rewritten(found, true);
+        if sampling.has_room(found.text.len(), rewritten.text_len, &self.th) {
+            (Edit::Rewrite(rewritten), None)
+        } else {
+            erase(Unwritten::Overflow)
+        }
+    }
+
+    fn rewritten<'s>(&self, found: Found<'s>, puts_th: bool) -> Rewritten<'s> {
+        let mut text_len = 0;
+        rewrite(found.text, puts_th.then_some(&self.th), |piece| {
+            text_len += piece.len();
+        });
+        Rewritten {
+            found,
+            puts_th,
+            text_len,
+        }
+    }
+}
+
+impl Rewritten<'_> {
+    /// Bytes of the whole span.
+    fn len(&self) -> usize {
+        self.found.before.len() + field_len(self.text_len) + self.found.after.len()
+    }
+}
+
+/// The last field 3 of a Span message.
+#[inline(always)]
+fn find(span: &[u8]) -> Result<Option<Found<'_>>, Broken> {
+    let mut cursor = Cursor::new(span);
+    let mut found = None;
+    loop {
+        // Nearly all fields have a tag of one byte and fewer than 128 bytes, or eight. A branch for
+        // each shape and none for each field: what comes after what is guessed well then.
+        while let [tag, len, rest @ ..] = cursor.rest {
+            let skipped = if tag & 0x87 == 2 && *tag != TRACE_STATE && *len < 0x80 {
+                rest.get(usize::from(*len)..)
+            } else if tag & 0x87 == 1 {
+                rest.get(7..)
+            } else if tag & 0x87 == 0 && *len < 0x80 {
+                Some(rest)
+            } else {
+                break;
+            };
+            cursor.rest = skipped.ok_or(Broken::Truncated)?;
+        }
+        let start = span.len() - cursor.rest.len();
+        let Some(tag) = cursor.tag()? else {
+            return Ok(found);
+        };
+        if tag == u32::from(TRACE_STATE) {
+            let text = cursor.body()?;
+            found = Some(Found {
+                before: &span[..start],
+                text,
+                after: cursor.rest,
+            });
+        } else {
+            cursor.skip(tag, 0)?;
+        }
+    }
+}

@@ -1,0 +1,325 @@
+//! What a backend is told of how likely its traces were kept: a whole worker on a simulated disk,
+//! asked and answering over gRPC.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a panic fails the test"
+)]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderMap;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::resource::v1::Resource;
+use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
+use prometheus_client::registry::Registry;
+use prost::Message;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use tailring::cluster::{View, ViewHandle};
+use tailring::log::SimulatedDisk;
+use tailring::model::{Incarnation, Member, SteadyClock};
+use tailring::net::admission::Budget;
+use tailring::net::client::{ClientConfig, GrpcClient, Target};
+use tailring::net::server::{Protocol, Server, ServerConfig, ServerMetrics};
+use tailring::ring::Seed;
+use tailring::wire::ScanLimits;
+use tailring::worker::export::{DeliveryConfig, Destination, ExportMetrics};
+use tailring::worker::{AckLevel, Worker, WorkerConfig, WorkerMetrics};
+use tokio::time::Instant;
+
+use receiver::Receiver;
+
+mod receiver;
+
+const LOCALHOST: std::net::SocketAddr =
+    std::net::SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+
+/// A worker with its door.
+struct Running {
+    worker: Arc<Worker>,
+    client: GrpcClient,
+    registry: Registry,
+}
+
+impl Running {
+    async fn start(policies: &str, export: &str) -> Self {
+        let mut registry = Registry::default();
+        let destination = Destination::connect(
+            &export.parse().unwrap(),
+            HeaderMap::new(),
+            DeliveryConfig::default(),
+            ExportMetrics::register(&mut registry),
+        );
+        let name = Member::parse("a").unwrap();
+        let view = View::new([(name.clone(), LOCALHOST)].into(), Seed(1), "test");
+        let config = WorkerConfig {
+            name,
+            incarnation: Incarnation(1),
+            shards: 2,
+            scan: ScanLimits::default(),
+            ack: AckLevel::Written,
+            segment_bytes: 64 << 20,
+            log_max_bytes: 1 << 40,
+            trace_spans_max: 32_000,
+            trace_bytes_max: 256 << 20,
+            drop_retain: Duration::from_secs(120),
+            decision_memory_max_bytes: 64 << 20,
+            index_memory_max_bytes: 64 << 20,
+        };
+        let worker = Worker::start(
+            config,
+            SimulatedDisk::default(),
+            Arc::new(tailring::policy::parse(policies).unwrap().rules),
+            Arc::new(destination.unwrap()),
+            ViewHandle::fixed(view),
+            SteadyClock::start(),
+            WorkerMetrics::register(&mut registry),
+        )
+        .unwrap();
+        assert!(worker.join());
+        let server = Server::bind(
+            ServerConfig::new(Protocol::Grpc, LOCALHOST),
+            worker.clone(),
+            ServerMetrics::register(&mut registry),
+            Budget::new(1 << 30),
+        );
+        let server = server.await.unwrap();
+        let target = Target::plain(server.local_addr()).unwrap();
+        tokio::spawn(server.serve(std::future::pending()));
+        Self {
+            worker,
+            client: GrpcClient::new(target, ClientConfig::peer()),
+            registry,
+        }
+    }
+
+    async fn send(&self, spans: Vec<Span>) {
+        let request = ExportTraceServiceRequest {
+            resource_spans: vec![ResourceSpans {
+                resource: Some(Resource::default()),
+                scope_spans: vec![ScopeSpans {
+                    spans,
+                    ..ScopeSpans::default()
+                }],
+                ..ResourceSpans::default()
+            }],
+        };
+        let message = vec![request.encode_to_vec().into()];
+        let within = Duration::from_secs(20);
+        self.client
+            .export(message, &HeaderMap::new(), within)
+            .await
+            .unwrap();
+    }
+
+    fn counted(&self, line: &str) {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
+        assert!(text.lines().any(|it| it == line), "{line}\n in {text}");
+    }
+}
+
+/// Once so many spans came.
+async fn exported(backend: &Receiver, spans: usize) -> Vec<Span> {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let mut came = Vec::new();
+        for got in backend.got().iter() {
+            let scopes = got
+                .request
+                .resource_spans
+                .iter()
+                .flat_map(|it| &it.scope_spans);
+            came.extend(scopes.flat_map(|it| it.spans.clone()));
+        }
+        if came.len() >= spans {
+            return came;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "{} of {spans} spans came",
+            came.len()
+        );
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+const C: u64 = 0xc0_0000_0000_0000;
+const E: u64 = 0xe0_0000_0000_0000;
+
+fn randomness(trace: u128) -> u64 {
+    trace as u64 & ((1 << 56) - 1)
+}
+
+fn span(trace: u128, id: u64, state: &str) -> Span {
+    Span {
+        trace_id: trace.to_be_bytes().to_vec(),
+        span_id: id.to_be_bytes().to_vec(),
+        trace_state: state.to_owned(),
+        ..Span::default()
+    }
+}
+
+/// What `th` says: so many traces does this one stand for.
+fn adjusted_count(state: &str) -> f64 {
+    let th = state
+        .split([',', ';', '='])
+        .find_map(|it| it.strip_prefix("th:"))
+        .unwrap();
+    let rejected = u64::from_str_radix(&format!("{th:0<14}"), 16).unwrap();
+    2f64.powi(56) / (2f64.powi(56) - rejected as f64)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quarter_of_the_traces_stands_for_all_of_them() {
+    let backend = Receiver::start().await;
+    let policies = "
+decision_wait: 400ms
+policies:
+  - {name: quarter, type: probabilistic, probabilistic: {sampling_percentage: 25}}
+";
+    let running = Running::start(policies, &format!("grpc://{}", backend.address)).await;
+    // Two thirds of 20,000 traces nobody sampled; of the others one in eight has come through a
+    // sampler in its SDK. Each has two spans, one of them with a member of another vendor.
+    let mut rng = SmallRng::seed_from_u64(3);
+    let (mut unsampled, mut head_sampled) = (0, 0);
+    let mut sent = BTreeMap::new();
+    let mut spans = Vec::new();
+    for number in 0..20_000u64 {
+        let trace: u128 = rng.random();
+        let states = if number % 3 > 0 {
+            unsampled += 1;
+            ["", "congo=t61rcWkgMzE"]
+        } else {
+            head_sampled += 1;
+            if randomness(trace) < E {
+                continue;
+            }
+            ["ot=th:e", "congo=t61rcWkgMzE,ot=th:e;x:1"]
+        };
+        for (index, state) in states.into_iter().enumerate() {
+            let id = 2 * number + index as u64 + 1;
+            spans.push(span(trace, id, state));
+            sent.insert(id, (trace, state));
+        }
+        if spans.len() >= 1000 {
+            running.send(std::mem::take(&mut spans)).await;
+        }
+    }
+    running.send(spans).await;
+
+    let kept = sent
+        .values()
+        .filter(|(trace, _)| randomness(*trace) >= C)
+        .count();
+    let got = exported(&backend, kept).await;
+    assert_eq!(got.len(), kept);
+    let (mut of_unsampled, mut of_head_sampled) = (0.0, 0.0);
+    for span in &got {
+        let id = u64::from_be_bytes(span.span_id[..].try_into().unwrap());
+        let (trace, state) = sent.remove(&id).expect("each span once");
+        assert!(randomness(trace) >= C);
+        let (expect, count) = match state {
+            "" => ("ot=th:c", &mut of_unsampled),
+            "congo=t61rcWkgMzE" => ("ot=th:c,congo=t61rcWkgMzE", &mut of_unsampled),
+            held => (held, &mut of_head_sampled),
+        };
+        assert_eq!(span.trace_state, expect);
+        *count += adjusted_count(&span.trace_state) / 2.0;
+    }
+    // Of n traces kept with p, n is estimated with a standard error of sqrt(n (1 - p) / p).
+    for (estimate, traces, share) in [
+        (of_unsampled, unsampled, 0.25),
+        (of_head_sampled, head_sampled, 0.125),
+    ] {
+        let error = (f64::from(traces) * (1.0 - share) / share).sqrt();
+        let off = (estimate - f64::from(traces)).abs();
+        assert!(off < 4.0 * error, "{estimate} for {traces}, error {error}");
+        assert!(off > 0.0, "a sample that is no sample");
+    }
+    for reason in ["upstream_unknown", "malformed", "inconsistent", "overflow"] {
+        running.counted(&format!(
+            "worker_weights_unwritten_total{{reason=\"{reason}\"}} 0"
+        ));
+    }
+    assert_eq!(running.worker.stop(Duration::from_secs(20)).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_span_of_a_trace_that_was_sure_to_be_kept_says_so_in_a_file_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("traces.jsonl");
+    let policies = "
+decision_wait: 100ms
+policies:
+  - {name: all, type: always_sample}
+";
+    let running = Running::start(policies, &format!("file:{}", path.display())).await;
+    let trace = 0x0123_4567_89ab_cdef_00d0_0000_0000_0000_u128;
+    let states = ["", "ot=th:c", "ot=th:e;x:1", "ot=th:C", "a=1"];
+    let spans = states
+        .iter()
+        .zip(1..)
+        .map(|(state, id)| span(trace, id, state));
+    running.send(spans.collect()).await;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let line = loop {
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        if text.ends_with('\n') {
+            break text;
+        }
+        assert!(Instant::now() < deadline, "nothing was written");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    let json: serde_json::Value = serde_json::from_str(&line).unwrap();
+    let spans = json["resourceSpans"][0]["scopeSpans"][0]["spans"]
+        .as_array()
+        .unwrap();
+    let got: Vec<_> = spans
+        .iter()
+        .map(|it| it["traceState"].as_str().unwrap_or(""))
+        .collect();
+    assert_eq!(got, ["ot=th:0", "ot=th:c", "ot=x:1", "", "ot=th:0,a=1"]);
+    assert_eq!(running.worker.stop(Duration::from_secs(20)).await, 0);
+    running.counted("worker_weights_unwritten_total{reason=\"inconsistent\"} 1");
+    running.counted("worker_weights_unwritten_total{reason=\"malformed\"} 1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_of_small_spans_stay_within_their_bound_with_thresholds_in_them() {
+    let backend = Receiver::start().await;
+    let policies = "
+decision_wait: 1s
+policies:
+  - {name: all, type: always_sample}
+";
+    let running = Running::start(policies, &format!("grpc://{}", backend.address)).await;
+    // A threshold makes these spans a third longer: without a thought of it, three of these traces
+    // would go into one message.
+    for trace in 1..=4 {
+        running
+            .send((1..=9_600).map(|id| span(trace, id, "")).collect())
+            .await;
+    }
+    // And this one, longer than a message, would be cut too late.
+    let long = |id| Span {
+        name: "x".repeat(90),
+        ..span(5, id, "")
+    };
+    running.send((1..=12_000).map(long).collect()).await;
+    let spans = exported(&backend, 4 * 9_600 + 12_000).await;
+    assert!(spans.iter().all(|span| span.trace_state == "ot=th:0"));
+    let longest = backend
+        .got()
+        .iter()
+        .map(|got| got.request.encoded_len())
+        .max()
+        .unwrap();
+    // Envelopes are not counted.
+    assert!(longest <= (1 << 20) + 100, "{longest} bytes");
+    assert!(longest > 1_020_000, "{longest} bytes");
+    assert_eq!(running.worker.stop(Duration::from_secs(20)).await, 0);
+}
