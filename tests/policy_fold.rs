@@ -9,6 +9,7 @@
 )]
 
 #[path = "wire/noise.rs"]
+#[expect(dead_code, reason = "the wire tests use all of it")]
 mod noise;
 
 use std::time::Duration;

@@ -267,7 +267,7 @@ mod tests {
             ("ot=th:c;rv:ffffffffffffff", Some((1 << 56) - 1)),
             (
                 "vendor=1 , ot=rv:0123456789abcd;th:8",
-                Some(0x0123_4567_89ab_cd),
+                Some(0x0001_2345_6789_abcd),
             ),
             ("ot=th:c", None),
             ("ot=rv:0123456789ABCD", None),
