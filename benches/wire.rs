@@ -15,7 +15,10 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use prost::Message as _;
 use tailring::model::TraceId;
-use tailring::wire::{BatchBuilder, Fragments, Scan, ScanLimits, span_id_of, spans_in, split};
+use tailring::net::json::line;
+use tailring::wire::{
+    BatchBuilder, Fragments, Scan, ScanLimits, json_to_protobuf, span_id_of, spans_in, split,
+};
 
 const SPANS: usize = 512;
 /// So many different requests in turn, 3.4 MB: the branch predictor must not learn one by heart,
@@ -145,6 +148,22 @@ fn bench(c: &mut Criterion) {
             b.iter(|| {
                 for message in &messages {
                     black_box(ExportTraceServiceRequest::decode(&message[..]).unwrap());
+                }
+            });
+        });
+        let texts: Vec<String> = messages.iter().map(|it| line(it).unwrap()).collect();
+        group.bench_function("json_to_protobuf", |b| {
+            b.iter(|| {
+                for text in &texts {
+                    black_box(json_to_protobuf(black_box(text.as_bytes()), usize::MAX).unwrap());
+                }
+            });
+        });
+        group.bench_function("serde_json decode", |b| {
+            b.iter(|| {
+                for text in &texts {
+                    let decoded: ExportTraceServiceRequest = serde_json::from_str(text).unwrap();
+                    black_box(decoded);
                 }
             });
         });

@@ -456,6 +456,10 @@ fn write_seeds() {
         ("wrong-2", like(wrong, 4)),
         ("nested", bad_input::nested_arrays(60)),
     ];
+    for (name, seed) in json::seeds() {
+        std::fs::create_dir_all(corpora.join("json")).unwrap();
+        std::fs::write(corpora.join("json").join(name), seed).unwrap();
+    }
     for target in ["scan", "fragment", "split"] {
         std::fs::create_dir_all(corpora.join(target)).unwrap();
         for (name, seed) in &seeds {

@@ -1078,3 +1078,54 @@ fn no_text_becomes_more_than_was_reckoned_with() {
     let error = json_to_protobuf(json.as_bytes(), json.len()).unwrap_err();
     assert!(matches!(error, JsonError::TooLarge { .. }), "{error}");
 }
+
+/// Of the fuzz corpus.
+pub(crate) fn seeds() -> Vec<(&'static str, Vec<u8>)> {
+    let agent = agents::batch(agents::Shape::Agent, 3, 1);
+    let size = Size {
+        resources: 2,
+        scopes: 2,
+        spans: 3,
+        traces: 2,
+        strange: false,
+        wrong: 0,
+    };
+    let strange = |seed| {
+        let message = noise::request(seed, size);
+        let request = ExportTraceServiceRequest::decode(&message[..]).unwrap();
+        written(&request, seed, false)
+    };
+    let nested = format!(
+        "{}{{}}{}",
+        "{\"arrayValue\":{\"values\":[".repeat(30),
+        "]}}".repeat(30)
+    );
+    let seeds = [
+        ("agent-sdk", written(&agent, 0, true)),
+        ("agent-serde", serde_json::to_string(&agent).unwrap()),
+        ("agent-collector", line(&agent.encode_to_vec()).unwrap()),
+        ("strange-1", strange(1)),
+        ("strange-2", strange(2)),
+        ("strange-3", strange(3)),
+        ("nested", with_value(&nested)),
+        (
+            "halves",
+            with_span(r#""startTimeUnixNano":{"low":-1,"high":395885402}"#),
+        ),
+        ("bytes", with_value(r#"{"bytesValue":{"0":104,"1":105}}"#)),
+        (
+            "escapes",
+            with_value(r#"{"stringValue":"\ud83e\udd80 \u00e9\n\"\\\/\ud83e"}"#),
+        ),
+        (
+            "numbers",
+            with_span(r#""kind":"SPAN_KIND_SERVER","flags":"1.50e2","droppedLinksCount":1200E-2"#),
+        ),
+        (
+            "nulls",
+            with_span(r#""name":null,"events":[null,{}],"status":null"#),
+        ),
+        ("empty", "{}".to_owned()),
+    ];
+    seeds.map(|(name, seed)| (name, seed.into_bytes())).to_vec()
+}
