@@ -32,10 +32,12 @@ fn nibble(digit: u8) -> Option<u8> {
 /// Replaces the base64 from `start` on, of either alphabet, by the bytes it says. Padding may be
 /// missing, and the bits after the last byte may be anything, as for the decoders of Go and Java.
 pub(super) fn base64(bytes: &mut Vec<u8>, start: usize) -> Option<()> {
-    for _ in 0..2 {
-        bytes.pop_if(|last| *last == b'=');
-    }
     let text = bytes.get_mut(start..)?;
+    let text = match text {
+        [text @ .., b'=', b'='] if text.len() % 4 == 2 => text,
+        [text @ .., b'='] if text.len() % 4 == 3 => text,
+        text => text,
+    };
     let rest = text.len() % 4;
     if rest == 1 {
         return None;
@@ -95,10 +97,10 @@ mod tests {
         #[test]
         fn bytes_come_back(bytes in prop::collection::vec(any::<u8>(), 0..40)) {
             for engine in [STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD] {
-                prop_assert_eq!(decoded(base64, &engine.encode(&bytes)).as_ref(), Some(&bytes));
+                prop_assert_eq!(decoded(base64, &engine.encode(&bytes)), Some(bytes.clone()));
             }
             let lower: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-            prop_assert_eq!(decoded(hex, &lower).as_ref(), Some(&bytes));
+            prop_assert_eq!(decoded(hex, &lower), Some(bytes.clone()));
             prop_assert_eq!(decoded(hex, &lower.to_uppercase()), Some(bytes));
         }
     }

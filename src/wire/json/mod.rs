@@ -41,7 +41,7 @@ const LEVELS_MAX: usize = 200;
 pub fn protobuf_bytes_max(json_bytes: usize) -> usize {
     json_bytes
         .saturating_add(json_bytes / 8)
-        .saturating_add(4 * LEVELS_MAX + 64)
+        .saturating_add(5 * LEVELS_MAX + 64)
 }
 
 /// The request as protobuf, of at most [`protobuf_bytes_max`] bytes and never more than

@@ -216,18 +216,17 @@ impl<'a> Transcoder<'a> {
         decode: fn(&mut Vec<u8>, usize) -> Option<()>,
     ) -> Result<(), Stopped> {
         self.output.room_for(text.bytes.len())?;
-        let body = self.output.open(number, varint_len(text.bytes.len() / 2));
+        self.output.open(number, varint_len(text.bytes.len() / 2));
         let start = self.output.bytes.len();
         text.unescape(&mut self.output.bytes)?;
         decode(&mut self.output.bytes, start).ok_or(Fault::new(text.offset, expected))?;
-        self.output.close(body);
-        Ok(())
+        Ok(self.output.close()?)
     }
 
     /// What JSON.stringify makes of a Uint8Array: `{"0": 104, "1": 105}`.
     fn byte_by_byte(&mut self, number: u8) -> Result<(), Stopped> {
         self.text.take(b'{');
-        let body = self.output.open(number, 1);
+        self.output.open(number, 1);
         let start = self.output.bytes.len();
         let mut is_first = true;
         while let Some(key) = self.text.key(is_first)? {
@@ -240,7 +239,6 @@ impl<'a> Transcoder<'a> {
             self.output.room_for(1)?;
             self.output.bytes.push(byte);
         }
-        self.output.close(body);
-        Ok(())
+        Ok(self.output.close()?)
     }
 }

@@ -2,7 +2,7 @@
 
 use super::error::{Fault, JsonError};
 use super::fields::{Kind, Shape};
-use super::output::{Body, Full, Output};
+use super::output::{Full, Output};
 use super::text::{Quoted, Text};
 use super::{LEVELS_MAX, protobuf_bytes_max};
 use crate::wire::field::{LEN, varint_len};
@@ -11,8 +11,6 @@ use crate::wire::field::{LEN, varint_len};
 #[derive(Debug)]
 struct Open {
     kind: Kind,
-    /// `None` for the request.
-    body: Option<Body>,
     /// Where it stands in its parent's field.
     number: u8,
     is_item: bool,
@@ -84,7 +82,7 @@ impl<'a> Transcoder<'a> {
             let fault = self.text.fault("an object, the ExportTraceServiceRequest");
             return Err(fault.into());
         }
-        self.open.push(Open::new(Kind::Request, None, 0, false));
+        self.open.push(Open::new(Kind::Request, 0, false));
         let mut is_first = true;
         while let Some(top) = self.open.last_mut() {
             // A text without a key here has the path of its message.
@@ -199,8 +197,8 @@ impl<'a> Transcoder<'a> {
                 .into());
         }
         self.output.room_for(0)?;
-        let body = self.output.open(number, kind.length_bytes());
-        self.open.push(Open::new(kind, Some(body), number, is_item));
+        self.output.open(number, kind.length_bytes());
+        self.open.push(Open::new(kind, number, is_item));
         Ok(())
     }
 
@@ -210,9 +208,8 @@ impl<'a> Transcoder<'a> {
         let Some(closed) = self.open.pop() else {
             return Ok(After::Value); // not reached, as above
         };
-        if let Some(body) = closed.body {
-            self.output.room_for(0)?;
-            self.output.close(body);
+        if closed.kind != Kind::Request {
+            self.output.close()?;
         }
         if closed.is_item && self.text.next_item()? {
             self.next_index();
@@ -239,22 +236,20 @@ impl<'a> Transcoder<'a> {
         let len = text.bytes.len();
         self.output.room_for(len)?;
         // Of an escaped text a little too long, mostly; then it is moved.
-        let body = self.output.open(number, varint_len(len));
+        self.output.open(number, varint_len(len));
         if text.escaped {
             text.unescape(&mut self.output.bytes)?;
         } else {
             self.output.bytes.extend_from_slice(text.bytes);
         }
-        self.output.close(body);
-        Ok(())
+        Ok(self.output.close()?)
     }
 }
 
 impl Open {
-    fn new(kind: Kind, body: Option<Body>, number: u8, is_item: bool) -> Self {
+    fn new(kind: Kind, number: u8, is_item: bool) -> Self {
         Self {
             kind,
-            body,
             number,
             is_item,
             seen: 0,
