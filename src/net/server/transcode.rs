@@ -11,8 +11,9 @@ use crate::net::admission::Budget;
 use crate::net::status::{Refusal, RefusalReason};
 use crate::wire::{JsonError, json_to_protobuf, protobuf_bytes_max};
 
-/// JSON was measured at 170 to 230 MB/s on a busy core, so a longer text would hold a runtime thread
-/// for more than 3 ms, and everyone else who is served by it. Batches of 512 spans are shorter.
+/// JSON was read at 100 to 230 MB/s on a core that others were using too, so a longer text would hold
+/// a runtime thread for 2 to 5 ms or more, and everyone else who is served by it. Batches of 512
+/// spans are shorter.
 const INLINE_BYTES_MAX: usize = 512 << 10;
 /// Long texts read at the same time.
 const LONG_TEXTS_MAX: usize = 2;
