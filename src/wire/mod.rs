@@ -21,6 +21,7 @@ mod assemble;
 mod check;
 mod field;
 mod fragment;
+mod json;
 mod reject;
 mod scan;
 mod section;
@@ -32,6 +33,7 @@ mod writing;
 
 pub use assemble::BatchBuilder;
 pub use fragment::{Fragment, FragmentView, Fragments, HeaderView, ScopeView};
+pub use json::{JsonError, json_to_protobuf, protobuf_bytes_max};
 pub use reject::{RejectReason, Rejection, Rejections};
 pub use scan::{Scan, ScanError, ScanLimits, SpanEntry};
 pub use section::{leading_span_id, span_id_of, spans_in};
