@@ -16,8 +16,10 @@ use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::trace::v1::ScopeSpans;
 use prost::Message as _;
 use tailring::model::{Randomness, Threshold, TraceId};
+use tailring::net::json::line;
 use tailring::wire::{
-    BatchBuilder, Fragments, Scan, ScanLimits, Weight, span_id_of, spans_in, split,
+    BatchBuilder, Fragments, Scan, ScanLimits, Weight, json_to_protobuf, span_id_of, spans_in,
+    split,
 };
 
 const SPANS: usize = 512;
@@ -200,6 +202,22 @@ fn bench(c: &mut Criterion) {
             b.iter(|| {
                 for message in &messages {
                     black_box(ExportTraceServiceRequest::decode(&message[..]).unwrap());
+                }
+            });
+        });
+        let texts: Vec<String> = messages.iter().map(|it| line(it).unwrap()).collect();
+        group.bench_function("json_to_protobuf", |b| {
+            b.iter(|| {
+                for text in &texts {
+                    black_box(json_to_protobuf(black_box(text.as_bytes()), usize::MAX).unwrap());
+                }
+            });
+        });
+        group.bench_function("serde_json decode", |b| {
+            b.iter(|| {
+                for text in &texts {
+                    let decoded: ExportTraceServiceRequest = serde_json::from_str(text).unwrap();
+                    black_box(decoded);
                 }
             });
         });

@@ -341,7 +341,7 @@ async fn run(load: &str, sink: &str) -> EndToEnd {
         sink_args.ledger = Some(got.clone());
     }
     let sink = Sink::start(&sink_args).await.unwrap();
-    let to = if load.contains("http") {
+    let to = if load.contains("--protocol") {
         sink.http_address.unwrap()
     } else {
         sink.grpc_address
@@ -383,6 +383,8 @@ async fn what_load_sends_sink_gets_and_verify_calls_clean() {
         "--shape micro --rate max --for 200ms --encoding gzip --connections 3",
         "--shape agent --rate 20k --for 300ms --protocol http",
         "--shape fleet --rate 10k --for 300ms --protocol http --encoding gzip",
+        "--shape agent --rate 20k --for 300ms --protocol json",
+        "--shape fleet --rate 10k --for 300ms --protocol json --encoding zstd --batch 100",
     ] {
         let run = run(flags, "").await;
         println!("{flags}: {:?}", run.load);
@@ -417,6 +419,20 @@ async fn an_unavailable_receiver_is_retried_and_given_up() {
         matches!(error, VerifyError::NothingAcknowledged { .. }),
         "{error}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refusals_in_json_mean_what_they_mean_in_protobuf() {
+    let flags = "--rate 2k --for 300ms --give-up-after 2500ms --protocol json";
+    let later = run(flags, "--answer unavailable").await.load;
+    assert!(later.counts.retries >= 1, "{later:?}");
+    assert_eq!(later.counts.batches_given_up, later.counts.batches_sent);
+    let flags = "--rate 5k --for 200ms --protocol json";
+    let never = run(flags, "--answer invalid").await.load;
+    assert_eq!(never.counts.batches_refused, never.counts.batches_sent);
+    assert_eq!(never.counts.retries, 0);
+    let mut texts = never.failures.keys().chain(later.failures.keys());
+    assert!(texts.all(|text| text.contains("this sink was started with --answer")));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -545,6 +561,10 @@ fn flags_are_read_as_people_write_them_and_mistakes_say_what_to_write() {
         ("--to http://collector.obs.svc", "collector.obs.svc:4317"),
         (
             "--to http://collector.obs.svc --protocol http",
+            "collector.obs.svc:4318",
+        ),
+        (
+            "--to http://collector.obs.svc --protocol json",
             "collector.obs.svc:4318",
         ),
         (

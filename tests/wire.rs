@@ -13,6 +13,8 @@ mod agents;
 mod bad_input;
 #[path = "wire/claims.rs"]
 mod claims;
+#[path = "wire/json.rs"]
+mod json;
 #[path = "wire/noise.rs"]
 mod noise;
 #[path = "wire/oracle.rs"]
@@ -403,10 +405,11 @@ fn scope_trace(message: &[u8], index: usize) -> [u8; 16] {
 fn the_fuzz_corpora_hold() {
     let corpora = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
     type Claim = fn(&[u8]);
-    let targets: [(&str, Claim); 3] = [
+    let targets: [(&str, Claim); 4] = [
         ("scan", claims::scan_accepts_only_what_prost_decodes),
         ("fragment", claims::fragments_are_requests_of_their_own),
         ("split", claims::split_keeps_every_fragment),
+        ("json", claims::json_becomes_what_prost_decodes),
     ];
     for (target, claim) in targets {
         let mut files = 0;
@@ -455,6 +458,10 @@ fn write_seeds() {
         ("wrong-2", like(wrong, 4)),
         ("nested", bad_input::nested_arrays(60)),
     ];
+    for (name, seed) in json::seeds() {
+        std::fs::create_dir_all(corpora.join("json")).unwrap();
+        std::fs::write(corpora.join("json").join(name), seed).unwrap();
+    }
     for target in ["scan", "fragment", "split"] {
         std::fs::create_dir_all(corpora.join(target)).unwrap();
         for (name, seed) in &seeds {

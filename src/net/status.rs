@@ -13,7 +13,7 @@ use tonic::Code;
 /// Why a request was refused. Closed: also the metric label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum RefusalReason {
-    /// Not protobuf of the right shape, bad compression, bad framing. Never retried.
+    /// Not protobuf or JSON of the right shape, bad compression, bad framing. Never retried.
     InvalidRequest,
     /// Longer than `--max-request-bytes`, before or after decompression. Never retried.
     TooLarge,

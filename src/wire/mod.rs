@@ -22,6 +22,7 @@ mod check;
 mod extract;
 mod field;
 mod fragment;
+mod json;
 mod reject;
 mod scan;
 mod section;
@@ -36,6 +37,7 @@ pub use extract::{
     KeyFilter, SpanFields, Wanted, read_resource, read_span, stated_randomness, string_value,
 };
 pub use fragment::{Fragment, FragmentView, Fragments, HeaderView, ScopeView};
+pub use json::{JsonError, json_to_protobuf, protobuf_bytes_max};
 pub use reject::{RejectReason, Rejection, Rejections};
 pub use scan::{Scan, ScanError, ScanLimits, SpanEntry};
 pub use section::{leading_span_id, span_id_of, spans_in};

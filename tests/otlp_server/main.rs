@@ -12,6 +12,7 @@ mod health;
 mod memory;
 mod over_grpc;
 mod over_http;
+mod over_json;
 
 use std::io::Write as _;
 use std::sync::Arc;

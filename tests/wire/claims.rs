@@ -6,7 +6,11 @@ use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message as _;
 use tailring::model::{FragmentHash, TraceId};
-use tailring::wire::{Fragments, Scan, ScanLimits, span_id_of, spans_in, split};
+use tailring::net::json::line;
+use tailring::wire::{
+    Fragments, JsonError, Scan, ScanLimits, json_to_protobuf, protobuf_bytes_max, span_id_of,
+    spans_in, split,
+};
 
 /// Headers go with every fragment and part; what a hostile message makes of that is its own test.
 const GROWTH_MAX: u64 = 64 << 20;
@@ -141,4 +145,27 @@ pub(crate) fn split_keeps_every_fragment(input: &[u8]) {
     in_lane.sort();
     assert_eq!(found, expect);
     assert_eq!(in_lane, expect);
+}
+
+/// JSON that is accepted becomes a message that prost decodes (or a scan rejects), no longer than
+/// it was said to become, and the same once more when it is written as the Collector writes it.
+pub(crate) fn json_becomes_what_prost_decodes(json: &[u8]) {
+    let message = match json_to_protobuf(json, usize::MAX) {
+        Ok(message) => message,
+        Err(JsonError::TooLarge { .. }) => panic!("longer than it was said to become"),
+        Err(error @ JsonError::Unreadable { offset, .. }) => {
+            assert!(offset <= json.len());
+            assert!(error.to_string().len() < 1000, "{error}");
+            return;
+        }
+    };
+    assert!(message.len() <= protobuf_bytes_max(json.len()));
+    let Ok(written) = line(&message) else {
+        let rejects = scanned(&message).is_none_or(|scan| !scan.is_whole());
+        assert!(rejects, "passed on whole, but prost does not decode it");
+        return;
+    };
+    // What a line leaves out (IDs of zeros), it leaves out again.
+    let again = json_to_protobuf(written.as_bytes(), usize::MAX).expect("our own JSON is read");
+    assert_eq!(line(&again).expect("and decoded"), written);
 }

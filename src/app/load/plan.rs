@@ -50,7 +50,7 @@ pub struct LoadArgs {
     /// Compression of requests.
     #[arg(long, value_enum, default_value_t = LoadEncoding::None)]
     pub encoding: LoadEncoding,
-    /// OTLP over gRPC or over HTTP/protobuf.
+    /// OTLP over gRPC, over HTTP in protobuf, or over HTTP in JSON.
     #[arg(long, value_enum, default_value_t = LoadProtocol::Grpc)]
     pub protocol: LoadProtocol,
     /// The same seed makes the same traces. Default: a fresh one, which is printed.
@@ -86,6 +86,7 @@ pub enum LoadEncoding {
 pub enum LoadProtocol {
     Grpc,
     Http,
+    Json,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -108,7 +109,7 @@ pub enum Rate {
 pub struct LoadPlan {
     pub generator: GeneratorPlan,
     pub target: Target,
-    /// Only for HTTP.
+    /// Only over HTTP.
     pub path: PathAndQuery,
     pub protocol: LoadProtocol,
     pub compression: Compression,
@@ -199,7 +200,7 @@ fn target(to: &str, protocol: LoadProtocol) -> anyhow::Result<(Target, PathAndQu
     let url = url::Url::parse(to)?;
     let port = match protocol {
         LoadProtocol::Grpc => 4317,
-        LoadProtocol::Http => 4318,
+        LoadProtocol::Http | LoadProtocol::Json => 4318,
     };
     // Url::port hides the scheme's own port, which is then meant.
     let written = to.split_once("://").map_or("", |(_, rest)| rest);
@@ -218,7 +219,7 @@ fn target(to: &str, protocol: LoadProtocol) -> anyhow::Result<(Target, PathAndQu
         "https" => {
             let alpn = match protocol {
                 LoadProtocol::Grpc => Alpn::H2,
-                LoadProtocol::Http => Alpn::Http1,
+                LoadProtocol::Http | LoadProtocol::Json => Alpn::Http1,
             };
             target.with_tls(Tls::new(host, alpn, None)?)
         }

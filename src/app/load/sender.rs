@@ -12,6 +12,7 @@ use super::plan::{LoadPlan, LoadProtocol};
 use crate::net::client::{
     ClientConfig, Compression, Encoded, ExportError, ExportResponse, GrpcClient, HttpClient,
 };
+use crate::net::json;
 
 /// First back-off and its bound; both are then drawn from half to one and a half of it.
 const BACK_OFF_FIRST: Duration = Duration::from_millis(200);
@@ -28,6 +29,7 @@ pub(super) enum Client {
 #[derive(Debug)]
 pub(super) struct Sender {
     client: Client,
+    is_json: bool,
     compression: Compression,
     timeout: Duration,
     give_up_after: Duration,
@@ -66,6 +68,11 @@ impl Client {
                 plan.path.clone(),
                 config,
             )),
+            LoadProtocol::Json => Self::Http(HttpClient::of_json(
+                plan.target.clone(),
+                plan.path.clone(),
+                config,
+            )),
         }
     }
 
@@ -86,6 +93,7 @@ impl Sender {
     pub(super) fn new(plan: &LoadPlan) -> Self {
         Self {
             client: Client::new(plan),
+            is_json: plan.protocol == LoadProtocol::Json,
             compression: plan.compression,
             timeout: plan.timeout,
             give_up_after: plan.give_up_after,
@@ -93,7 +101,18 @@ impl Sender {
     }
 
     pub(super) async fn encode(&self, batch: &Batch) -> Result<Encoded, ExportError> {
-        Encoded::new(vec![batch.message.clone()], self.compression).await
+        let message = if self.is_json {
+            let text = json::line(&batch.message).map_err(|error| ExportError::Refused {
+                code: "unsent".to_owned(),
+                message: error.to_string(),
+                retryable: false,
+                retry_after: None,
+            })?;
+            text.into()
+        } else {
+            batch.message.clone()
+        };
+        Encoded::new(vec![message], self.compression).await
     }
 
     /// Sends and retries; `on_retry` hears of each failed attempt that another will follow.

@@ -1,4 +1,5 @@
-//! An OTLP/HTTP client for one URL: POST of protobuf over HTTP/1.1, connections kept between calls.
+//! An OTLP/HTTP client for one URL: POST of protobuf (or JSON, for tools) over HTTP/1.1, connections
+//! kept between calls.
 
 use std::io;
 use std::pin::Pin;
@@ -23,7 +24,7 @@ use super::body::Rope;
 use super::compress::Encoded;
 use super::connect::{Stream, Target, connect};
 use super::retry_after::retry_after;
-use super::{ClientConfig, ExportError, ExportResponse, shortened, with_causes};
+use super::{ClientConfig, ExportError, ExportResponse, json_answer, shortened, with_causes};
 
 /// How long a connection is kept without a call; load balancers commonly drop theirs after 60 s.
 const IDLE_FOR: Duration = Duration::from_secs(50);
@@ -36,8 +37,12 @@ const IDLE_CONNECTIONS_MAX: usize = 8;
 pub struct HttpClient {
     client: legacy::Client<Connector, Full<Rope>>,
     uri: Uri,
+    content_type: &'static str,
     config: ClientConfig,
 }
+
+const PROTOBUF: &str = "application/x-protobuf";
+const JSON: &str = "application/json";
 
 impl HttpClient {
     /// Connects at the first call, not now.
@@ -64,7 +69,16 @@ impl HttpClient {
             client,
             // All three parts are there, which is all that can be wrong with them.
             uri: Uri::from_parts(parts).unwrap_or_default(),
+            content_type: PROTOBUF,
             config,
+        }
+    }
+
+    /// A client whose messages are given in JSON.
+    pub fn of_json(target: Target, path: PathAndQuery, config: ClientConfig) -> Self {
+        Self {
+            content_type: JSON,
+            ..Self::new(target, path, config)
         }
     }
 
@@ -110,7 +124,7 @@ impl HttpClient {
         to.clone_from(headers);
         to.insert(
             header::CONTENT_TYPE,
-            HeaderValue::from_static("application/x-protobuf"),
+            HeaderValue::from_static(self.content_type),
         );
         to.insert(
             header::USER_AGENT,
@@ -134,15 +148,15 @@ async fn read(
 ) -> Result<ExportResponse, ExportError> {
     let (parts, body) = response.into_parts();
     let body = Limited::new(body, bytes_max).collect().await;
-    let is_protobuf = parts
-        .headers
-        .get(header::CONTENT_TYPE)
-        .is_some_and(|v| v.as_bytes().starts_with(b"application/x-protobuf"));
+    let content_type = parts.headers.get(header::CONTENT_TYPE);
+    let is = |name: &str| content_type.is_some_and(|v| v.as_bytes().starts_with(name.as_bytes()));
+    let (is_protobuf, is_json) = (is(PROTOBUF), is(JSON));
 
     if parts.status.is_success() {
         // The status line acknowledged the message; only what it says beside that can be lost.
         let mut accepted = match body {
             Ok(body) if is_protobuf => partial_success(&body.to_bytes()),
+            Ok(body) if is_json => json_answer::partial_success(&body.to_bytes()),
             Ok(_) => ExportResponse::default(),
             Err(e) => ExportResponse {
                 message: format!("the receiver's answer could not be read: {e}"),
@@ -154,9 +168,13 @@ async fn read(
     }
 
     let body = body.map(|body| body.to_bytes()).unwrap_or_default();
-    let status = is_protobuf
-        .then(|| pb::Status::decode(body.as_ref()).ok())
-        .flatten();
+    let status = if is_json {
+        json_answer::status(&body)
+    } else {
+        is_protobuf
+            .then(|| pb::Status::decode(body.as_ref()).ok())
+            .flatten()
+    };
     let retry_info = status.as_ref().and_then(retry_info_of).flatten();
     let message = match (&status, parts.headers.get(header::LOCATION)) {
         (Some(status), _) => shortened(&status.message),

@@ -9,6 +9,7 @@ mod compress;
 mod connect;
 mod grpc;
 mod http1;
+mod json_answer;
 mod retry_after;
 pub mod tls;
 

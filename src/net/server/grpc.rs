@@ -8,6 +8,7 @@ use hyper::body::Incoming;
 use tokio::sync::watch;
 
 use super::body::{self, BodyError, Frames};
+use super::format::Format;
 use super::held;
 use super::inflate::{ENCODINGS, Encoding};
 use super::listener::Shared;
@@ -39,11 +40,12 @@ pub(super) async fn handle<I: Ingest>(
 ) -> Reply {
     if !is_grpc(request.headers().get(CONTENT_TYPE)) {
         // Whoever sent this does not speak gRPC, so the answer is plain HTTP.
-        return reply::http_refused(&Refusal::new(
+        let refusal = Refusal::new(
             RefusalReason::ContentType,
             "this port speaks OTLP over gRPC (content-type application/grpc); OTLP over HTTP is on \
              port 4318, or set OTEL_EXPORTER_OTLP_PROTOCOL=grpc",
-        ));
+        );
+        return reply::http_refused(&refusal, Format::of(request.headers()));
     }
     match request.uri().path() {
         EXPORT => export(shared, request).await,

@@ -1,4 +1,4 @@
-//! OTLP over HTTP: `POST /v1/traces`, protobuf.
+//! OTLP over HTTP: `POST /v1/traces`, protobuf or JSON.
 
 use std::sync::Arc;
 
@@ -7,13 +7,14 @@ use http::{Method, Request, Version};
 use hyper::body::Incoming;
 
 use super::body::{self, BodyError, Frames};
+use super::format::Format;
 use super::grpc::is_grpc;
 use super::held::{self, Message};
 use super::inflate::{ENCODINGS, Encoding};
 use super::listener::Shared;
 use super::metrics::Outcome;
 use super::reply::{self, Reply};
-use super::{Ingest, IngestRequest};
+use super::{Accepted, Ingest, IngestRequest};
 use crate::net::metadata::RequestMetadata;
 use crate::net::status::{Refusal, RefusalReason};
 
@@ -28,6 +29,7 @@ pub(super) async fn handle<I: Ingest>(shared: &Shared<I>, request: Request<Incom
         ));
     }
     let (head, body) = request.into_parts();
+    let format = Format::of(&head.headers);
     let mut frames = Frames::new(body, &shared.limits);
     let admitted = held::admit(&shared.budget);
     let asked = match &admitted {
@@ -45,7 +47,11 @@ pub(super) async fn handle<I: Ingest>(shared: &Shared<I>, request: Request<Incom
     match message {
         Ok((message, metadata)) => {
             drop(frames);
-            ingest(shared, message, metadata).await
+            let answer = ingest(shared, message, metadata, format).await;
+            match answer {
+                Ok(accepted) => reply::http_accepted(accepted, format),
+                Err(refusal) => reply::http_refused(&refusal, format),
+            }
         }
         Err(BodyError::Refused(refusal)) => {
             // HTTP/2 resets one stream; over HTTP/1 a client that writes everything before it reads
@@ -56,11 +62,11 @@ pub(super) async fn handle<I: Ingest>(shared: &Shared<I>, request: Request<Incom
                 let bytes_max = (shared.limits.request_bytes_max as u64).saturating_mul(2);
                 frames.drain(bytes_max).await;
             }
-            reply::http_refused(&refusal)
+            reply::http_refused(&refusal, format)
         }
         Err(BodyError::Disconnected(detail)) => Reply {
             outcome: Some(Outcome::Disconnected),
-            ..reply::http_refused(&Refusal::new(RefusalReason::InvalidRequest, detail))
+            ..reply::http_refused(&Refusal::new(RefusalReason::InvalidRequest, detail), format)
         },
     }
 }
@@ -69,20 +75,22 @@ async fn ingest<I: Ingest>(
     shared: &Shared<I>,
     message: Message,
     metadata: RequestMetadata,
-) -> Reply {
+    format: Format,
+) -> Result<Accepted, Refusal> {
     shared
         .metrics
         .message_bytes
         .inc_by(message.bytes.len() as u64);
+    let message = match format {
+        Format::Protobuf => message,
+        Format::Json => shared.transcoding.protobuf_of(message).await?,
+    };
     let request = IngestRequest {
         message: message.bytes,
         permit: message.permit,
         metadata,
     };
-    match Arc::clone(&shared.ingest).ingest(request).await {
-        Ok(accepted) => reply::http_accepted(accepted),
-        Err(refusal) => reply::http_refused(&refusal),
-    }
+    Arc::clone(&shared.ingest).ingest(request).await
 }
 
 /// What a request's headers ask for.
@@ -131,23 +139,16 @@ fn unknown(path: &str) -> Refusal {
 }
 
 fn check_content_type(headers: &HeaderMap) -> Result<(), Refusal> {
-    let refused = |detail: String| Err(Refusal::new(RefusalReason::ContentType, detail));
-    let Some(value) = headers.get(CONTENT_TYPE) else {
-        return refused("no content-type; send application/x-protobuf".to_owned());
-    };
-    let kind = value.to_str().unwrap_or_default().split(';').next();
-    let kind = kind.unwrap_or_default().trim();
-    if kind.eq_ignore_ascii_case("application/x-protobuf") {
+    if Format::named(headers).is_some() {
         return Ok(());
     }
-    if kind.eq_ignore_ascii_case("application/json") {
-        return refused(
-            "OTLP as JSON is not taken; set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf".to_owned(),
-        );
-    }
-    refused(format!(
-        "content-type {value:?} is not known; send application/x-protobuf"
-    ))
+    let detail = match headers.get(CONTENT_TYPE) {
+        None => "no content-type; send application/x-protobuf or application/json".to_owned(),
+        Some(value) => format!(
+            "content-type {value:?} is not known; send application/x-protobuf or application/json"
+        ),
+    };
+    Err(Refusal::new(RefusalReason::ContentType, detail))
 }
 
 fn encoding(headers: &HeaderMap) -> Result<Encoding, Refusal> {

@@ -23,9 +23,11 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use super::body::Limits;
+use super::format::Format;
 use super::health::{HealthHandle, HealthService};
 use super::metrics::{ListenerMetrics, Outcome, ServerMetrics};
 use super::reply::{self, ReplyBody};
+use super::transcode::Transcoding;
 use super::{BindError, Ingest, Protocol, ServerConfig, grpc, http as otlp_http};
 use crate::net::admission::Budget;
 use crate::net::metadata::{VIEW, view_value};
@@ -55,6 +57,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct Shared<I> {
     pub(super) ingest: Arc<I>,
     pub(super) limits: Limits,
+    pub(super) transcoding: Transcoding,
     pub(super) budget: Arc<Budget>,
     pub(super) metrics: ListenerMetrics,
     pub(super) health: HealthService,
@@ -97,6 +100,7 @@ impl<I: Ingest> BoundServer<I> {
                 idle_max: config.body_idle_max,
                 total_max: config.body_total_max,
             },
+            transcoding: Transcoding::new(Arc::clone(&budget), config.request_bytes_max),
             metrics: metrics.of(config.protocol),
             health: service,
             builder: builder(&config, connection_window_bytes(budget.bytes_max())),
@@ -297,6 +301,7 @@ async fn respond<I: Ingest>(
     closing: watch::Receiver<bool>,
 ) -> Response<ReplyBody> {
     let started = Instant::now();
+    let format = Format::of(request.headers());
     let mut unanswered = Unanswered {
         metrics: Some(&shared.metrics),
     };
@@ -313,7 +318,7 @@ async fn respond<I: Ingest>(
         );
         match shared.config.protocol {
             Protocol::Grpc => reply::grpc_refused(&refusal),
-            Protocol::Http => reply::http_refused(&refusal),
+            Protocol::Http => reply::http_refused(&refusal, format),
         }
     });
     unanswered.metrics = None;

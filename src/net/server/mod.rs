@@ -1,7 +1,7 @@
 //! OTLP servers: gRPC on 4317, HTTP on 4318.
 //!
 //! One message's way: `listener` (connections) → `grpc` or `http` (what is asked for) → `body`
-//! (reads, pays, inflates) → [`Ingest`], which a tier implements → `reply` (the answer on the wire).
+//! (reads, pays, inflates) → `transcode` (JSON to protobuf) → [`Ingest`], which a tier implements → `reply` (the answer on the wire).
 //! What is in a message nobody here knows.
 //!
 //! On hyper instead of tonic's transport, because tonic 0.14 answers an oversized message with
@@ -10,6 +10,7 @@
 //! again"), ages connections without jitter, and waits for ever when it shuts down.
 
 mod body;
+mod format;
 mod grpc;
 mod health;
 mod held;
@@ -18,6 +19,7 @@ mod inflate;
 mod listener;
 mod metrics;
 mod reply;
+mod transcode;
 
 use std::future::Future;
 use std::io;
@@ -36,7 +38,7 @@ pub use health::HealthHandle;
 pub use listener::{BoundServer, Stopped};
 pub use metrics::ServerMetrics;
 
-/// One received message, uncompressed, with the bytes it costs.
+/// One received message, uncompressed protobuf, with the bytes it costs.
 #[derive(Debug)]
 pub struct IngestRequest {
     pub message: Bytes,

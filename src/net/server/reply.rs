@@ -1,4 +1,4 @@
-//! Answers on the wire: bodies, trailers, `google.rpc.Status`.
+//! Answers on the wire: statuses, headers, trailers. The bodies of OTLP/HTTP are `format`'s.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -10,19 +10,14 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
-use opentelemetry_proto::tonic::collector::trace::v1::{
-    ExportTracePartialSuccess, ExportTraceServiceResponse,
-};
-use prost::Message as _;
 use tokio::sync::watch;
-use tonic_types::{ErrorDetails, StatusExt as _, pb};
 
 use super::Accepted;
+use super::format::Format;
 use super::metrics::Outcome;
 use crate::net::status::Refusal;
 
 pub(super) const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
-pub(super) const PROTOBUF: HeaderValue = HeaderValue::from_static("application/x-protobuf");
 pub(super) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const GRPC_DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
@@ -123,27 +118,17 @@ impl Body for ReplyBody {
     }
 }
 
-/// ExportTraceServiceResponse; empty, as OTLP wants it, when there is nothing to say.
-fn encode_accepted(accepted: Accepted) -> (Bytes, Outcome) {
-    if accepted.rejected_spans == 0 && accepted.message.is_empty() {
-        return (Bytes::new(), Outcome::Accepted);
-    }
-    let outcome = if accepted.rejected_spans > 0 {
+fn outcome_of(accepted: &Accepted) -> Outcome {
+    if accepted.rejected_spans > 0 {
         Outcome::Partial
     } else {
-        Outcome::Accepted // a warning
-    };
-    let response = ExportTraceServiceResponse {
-        partial_success: Some(ExportTracePartialSuccess {
-            rejected_spans: i64::try_from(accepted.rejected_spans).unwrap_or(i64::MAX),
-            error_message: accepted.message,
-        }),
-    };
-    (response.encode_to_vec().into(), outcome)
+        Outcome::Accepted // maybe with a warning
+    }
 }
 
 pub(super) fn grpc_accepted(accepted: Accepted) -> Reply {
-    let (message, outcome) = encode_accepted(accepted);
+    let outcome = outcome_of(&accepted);
+    let message = Format::Protobuf.accepted(accepted);
     let mut data = BytesMut::with_capacity(5 + message.len());
     data.put_u8(0);
     data.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX)); // far below
@@ -161,10 +146,12 @@ pub(super) fn grpc_accepted(accepted: Accepted) -> Reply {
     }
 }
 
-pub(super) fn http_accepted(accepted: Accepted) -> Reply {
-    let (message, outcome) = encode_accepted(accepted);
-    let mut response = Response::new(ReplyBody::of(message));
-    response.headers_mut().insert(CONTENT_TYPE, PROTOBUF);
+pub(super) fn http_accepted(accepted: Accepted, format: Format) -> Reply {
+    let outcome = outcome_of(&accepted);
+    let mut response = Response::new(ReplyBody::of(format.accepted(accepted)));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, format.content_type());
     Reply {
         response,
         outcome: Some(outcome),
@@ -187,7 +174,8 @@ pub(super) fn grpc_refused(refusal: &Refusal) -> Reply {
         headers.insert(GRPC_MESSAGE, text);
     }
     if refusal.retry_after.is_some()
-        && let Ok(details) = HeaderValue::from_str(&STANDARD_NO_PAD.encode(status(refusal)))
+        && let Ok(details) =
+            HeaderValue::from_str(&STANDARD_NO_PAD.encode(status(refusal, Format::Protobuf)))
     {
         headers.insert(GRPC_DETAILS, details);
     }
@@ -198,11 +186,11 @@ pub(super) fn grpc_refused(refusal: &Refusal) -> Reply {
 }
 
 /// OTLP asks for a `google.rpc.Status` in every 4xx and 5xx.
-pub(super) fn http_refused(refusal: &Refusal) -> Reply {
-    let mut response = Response::new(ReplyBody::of(status(refusal)));
+pub(super) fn http_refused(refusal: &Refusal, format: Format) -> Reply {
+    let mut response = Response::new(ReplyBody::of(status(refusal, format)));
     *response.status_mut() = refusal.reason.http_status();
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, PROTOBUF);
+    headers.insert(CONTENT_TYPE, format.content_type());
     if let Some(wait) = refusal.retry_after {
         headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(wait)));
     }
@@ -222,26 +210,8 @@ fn whole_seconds(wait: Duration) -> u64 {
     wait.as_secs().saturating_add(up).max(1)
 }
 
-/// `google.rpc.Status`, with RetryInfo if the refusal is retryable.
-fn status(refusal: &Refusal) -> Bytes {
-    let code = refusal.reason.grpc_code();
-    let text = bounded(&refusal.detail);
-    match refusal.retry_after {
-        // tonic-types packs the details; they are the encoded google.rpc.Status.
-        Some(wait) => {
-            let details = ErrorDetails::with_retry_info(Some(wait));
-            let status = tonic::Status::with_error_details(code, text, details);
-            Bytes::copy_from_slice(status.details())
-        }
-        None => {
-            let status = pb::Status {
-                code: code.into(),
-                message: text.to_owned(),
-                details: Vec::new(),
-            };
-            status.encode_to_vec().into()
-        }
-    }
+fn status(refusal: &Refusal, format: Format) -> Bytes {
+    format.status(refusal, bounded(&refusal.detail))
 }
 
 fn bounded(text: &str) -> &str {
