@@ -3,14 +3,14 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::HeaderMap;
 use rand::Rng;
 use tokio::time::Instant;
 
-use super::generator::Batch;
 use super::plan::{LoadPlan, LoadProtocol};
 use crate::net::client::{
-    ClientConfig, Compression, Encoded, ExportError, ExportResponse, GrpcClient, HttpClient,
+    ClientConfig, Compression, Encoded, ExportError, ExportResponse, GrpcClient, HttpClient, Target,
 };
 
 /// First back-off and its bound; both are then drawn from half to one and a half of it.
@@ -56,6 +56,10 @@ pub(super) enum End {
     GivenUp(ExportError),
 }
 
+/// What an SDK on the same host would wait.
+const PLAYED_TIMEOUT: Duration = Duration::from_secs(10);
+const PLAYED_GIVE_UP_AFTER: Duration = Duration::from_secs(60);
+
 impl Client {
     fn new(plan: &LoadPlan) -> Self {
         let config = ClientConfig::backend(plan.compression);
@@ -92,8 +96,19 @@ impl Sender {
         }
     }
 
-    pub(super) async fn encode(&self, batch: &Batch) -> Result<Encoded, ExportError> {
-        Encoded::new(vec![batch.message.clone()], self.compression).await
+    /// One connection to an OTLP/gRPC port.
+    pub(super) fn to(target: Target) -> Self {
+        let compression = Compression::None;
+        Self {
+            client: Client::Grpc(GrpcClient::new(target, ClientConfig::backend(compression))),
+            compression,
+            timeout: PLAYED_TIMEOUT,
+            give_up_after: PLAYED_GIVE_UP_AFTER,
+        }
+    }
+
+    pub(super) async fn encode(&self, message: Bytes) -> Result<Encoded, ExportError> {
+        Encoded::new(vec![message], self.compression).await
     }
 
     /// Sends and retries; `on_retry` hears of each failed attempt that another will follow.
