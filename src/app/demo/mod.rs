@@ -105,7 +105,10 @@ pub async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn perform(args: &DemoArgs) -> anyhow::Result<ExitCode> {
-    let seed = args.seed.unwrap_or_else(|| rand::rng().random());
+    // Short enough to be typed again.
+    let seed = args
+        .seed
+        .unwrap_or_else(|| rand::rng().random::<u32>().into());
     let price = Price(args.price_per_million);
     let mut screen = Screen::new(args.output == DemoOutput::Json);
     screen.say(&format!(

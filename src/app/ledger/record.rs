@@ -199,3 +199,55 @@ fn decode_key(bytes: &[u8; SPAN_KEY_BYTES]) -> Result<SpanKey, &'static str> {
         span: SpanId::new(span).ok_or(ZERO)?,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_played_comes_back_as_it_was() {
+        let facts = |number: u8, flags: u8, tenant: Option<&str>| SpanFacts {
+            key: SpanKey {
+                trace: TraceId::new([number; 16]).unwrap(),
+                span: SpanId::new([number; 8]).unwrap(),
+            },
+            start_unix_nanos: u64::from(number),
+            end_unix_nanos: u64::MAX - u64::from(number),
+            has_error: flags & 1 != 0,
+            of_broken_turn: flags & 2 != 0,
+            tenant: tenant.map(Into::into),
+        };
+        let played = |spans: Vec<SpanFacts>| {
+            Record::Played(PlayedBatch {
+                batch: 7,
+                sent_at: Moment { unix_nanos: 8 },
+                acknowledged_at: Moment { unix_nanos: 9 },
+                spans: spans.into(),
+            })
+        };
+        let long = "x".repeat(255);
+        let record = played(vec![
+            facts(1, 0, None),
+            facts(2, 1, Some("acme-corp")),
+            facts(3, 2, Some("")),
+            facts(4, 3, Some(&long)),
+        ]);
+        let mut payload = Vec::new();
+        encode(&record, &mut payload);
+        assert_eq!(decode(&payload, LedgerKind::Sent), Ok(record));
+        assert!(decode(&payload, LedgerKind::Got).is_err());
+        // Cut anywhere but between two spans it is refused, and never read beyond its end.
+        let whole: Vec<_> = (0..payload.len())
+            .filter(|cut| decode(&payload[..*cut], LedgerKind::Sent).is_ok())
+            .collect();
+        assert_eq!(whole.len(), 4, "{whole:?}");
+
+        let mut payload = Vec::new();
+        encode(
+            &played(vec![facts(1, 0, Some(&(long + "y")))]),
+            &mut payload,
+        );
+        let without = played(vec![facts(1, 0, None)]);
+        assert_eq!(decode(&payload, LedgerKind::Sent), Ok(without));
+    }
+}
