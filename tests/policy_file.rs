@@ -9,7 +9,10 @@
 use std::time::Duration;
 
 use tailring::model::Threshold;
-use tailring::policy::{Mistake, Notice, Parsed, PolicyKind, Rules, parse};
+use tailring::policy::{
+    Latency, Mistake, Notice, Parsed, Pattern, PolicyKind, RateLimiting, Rules, Scope, SpanCount,
+    StatusCodes, StringAttribute, Values, parse,
+};
 
 fn report(mistakes: &[Mistake]) -> String {
     mistakes.iter().map(|m| format!("{m}\n")).collect()
@@ -143,8 +146,8 @@ policies:
   - type: always_sample
     nmae: third
   - name: slow
-    type: latency
-    latency: { threshold_ms: 5000 }
+    type: bytes_limiting
+    bytes_limiting: { bytes_per_second: 5000 }
   - name: bare
     type: probabilistic
   - name: typeless
@@ -164,14 +167,14 @@ policies:
 13:7: no key of `probabilistic` is called `sampling_precision`; known are sampling_percentage, hash_salt
 14:5: the policy has no `name`; metrics and decisions are told apart by it
 15:5: no key of a policy is called `nmae`; did you mean `name`?
-17:11: policy type `latency` is not supported yet by this version; supported are always_sample and probabilistic
+17:11: policy type `bytes_limiting` is not supported yet by this version; supported are always_sample, latency, probabilistic, rate_limiting, span_count, status_code, string_attribute
 20:11: the policy has no block `probabilistic`; write one, for example
 probabilistic:
   sampling_percentage: 10
-21:5: the policy has no `type`; write one of always_sample, probabilistic
+21:5: the policy has no `type`; write one of always_sample, latency, probabilistic, rate_limiting, span_count, status_code, string_attribute
 22:5: a policy is the text `just a text`; write `name:` and `type:` under one dash
 23:11: the policy's `name` is the number 5; write a text
-24:11: the policy's `type` is a list; write one of always_sample, probabilistic
+24:11: the policy's `type` is a list; write one of always_sample, latency, probabilistic, rate_limiting, span_count, status_code, string_attribute
 ";
     assert_eq!(report(&parse(text).expect_err("refused")), expected);
 }
@@ -332,4 +335,273 @@ policies:
         ],
     );
     check_notices(BLOCK, &[]);
+}
+
+/// The only policy of a file with this one line of `policies`.
+fn kind_of(policy: &str) -> PolicyKind {
+    let parsed = accepted(&format!("policies: [{{name: a, {policy}}}]"));
+    parsed.rules.policies[0].kind.clone()
+}
+
+fn string_attribute(key: &str, values: Values, invert_match: bool) -> PolicyKind {
+    PolicyKind::StringAttribute(StringAttribute {
+        key: key.into(),
+        values,
+        invert_match,
+    })
+}
+
+#[test]
+fn every_policy_reads_as_in_the_collector() {
+    let exact = |values: &[&str]| Values::Exact(values.iter().map(|it| (*it).to_owned()).collect());
+    let rows = [
+        (
+            "type: status_code, status_code: {status_codes: [ERROR, UNSET]}",
+            PolicyKind::StatusCode(StatusCodes::ERROR.and(StatusCodes::UNSET)),
+        ),
+        (
+            "type: latency, latency: {threshold_ms: 5000}",
+            PolicyKind::Latency(Latency {
+                threshold_millis: 5000,
+                upper_threshold_millis: None,
+            }),
+        ),
+        (
+            "type: latency, latency: {threshold_ms: 1e3, upper_threshold_ms: 2000}",
+            PolicyKind::Latency(Latency {
+                threshold_millis: 1000,
+                upper_threshold_millis: Some(2000),
+            }),
+        ),
+        (
+            "type: latency, latency: {upper_threshold_ms: 2000}",
+            PolicyKind::Latency(Latency {
+                threshold_millis: 0,
+                upper_threshold_millis: Some(2000),
+            }),
+        ),
+        (
+            "type: span_count, span_count: {min_spans: 20, max_spans: 0}",
+            PolicyKind::SpanCount(SpanCount { min: 20, max: None }),
+        ),
+        (
+            "type: span_count, span_count: {max_spans: 7}",
+            PolicyKind::SpanCount(SpanCount {
+                min: 0,
+                max: Some(7),
+            }),
+        ),
+        (
+            "type: rate_limiting, rate_limiting: {spans_per_second: 50}",
+            PolicyKind::RateLimiting(RateLimiting {
+                spans_per_second: 50,
+                burst_spans: 100,
+                scope: Scope::Cluster,
+            }),
+        ),
+        (
+            "type: rate_limiting, rate_limiting: {spans_per_second: 50, burst_capacity: 500, scope: worker}",
+            PolicyKind::RateLimiting(RateLimiting {
+                spans_per_second: 50,
+                burst_spans: 500,
+                scope: Scope::Worker,
+            }),
+        ),
+        (
+            "type: string_attribute, string_attribute: {key: tenant.id, values: [a, \"\", b, a]}",
+            string_attribute("tenant.id", exact(&["a", "b"]), false),
+        ),
+        (
+            "type: string_attribute, string_attribute: {key: url.path, values: ['/v\\d+', x], \
+             enabled_regex_matching: true, invert_match: true}",
+            string_attribute(
+                "url.path",
+                Values::Matching(
+                    [r"/v\d+", "x"]
+                        .map(|it| Pattern::new(it).expect("a pattern"))
+                        .into(),
+                ),
+                true,
+            ),
+        ),
+    ];
+    for (text, expected) in rows {
+        assert_eq!(kind_of(text), expected, "{text}");
+    }
+}
+
+#[test]
+fn each_block_says_what_to_write_instead() {
+    let rows = [
+        (
+            "type: status_code, status_code: {status_codes: []}",
+            "1:69: `status_codes` is an empty list; write for example [ERROR]",
+        ),
+        (
+            "type: status_code, status_code: {status_codes: ERROR}",
+            "1:69: `status_codes` is the text `ERROR`; write a list, for example [ERROR]",
+        ),
+        (
+            "type: status_code, status_code: {status_codes: [error]}",
+            "1:70: a status code is the text `error`; write UNSET, OK or ERROR, in capitals",
+        ),
+        (
+            "type: status_code, status_code: {status_code: [ERROR]}",
+            "1:54: `status_codes` is missing; write a list, for example [ERROR]\n\
+             1:55: no key of `status_code` is called `status_code`; did you mean `status_codes`?",
+        ),
+        (
+            "type: latency, latency: {threshold_ms: 5s}",
+            "1:61: `threshold_ms` of `latency` is the text `5s`; write a whole number from 0 to 9223372036854775807",
+        ),
+        (
+            "type: latency, latency: {threshold_ms: 1.5}",
+            "1:61: `threshold_ms` of `latency` is the number 1.5; write a whole number from 0 to 9223372036854775807",
+        ),
+        (
+            "type: latency, latency: {}",
+            "1:46: `threshold_ms` is missing, and the Collector would keep all traces of 1 ms and more; write a number of milliseconds",
+        ),
+        (
+            "type: latency, latency: {threshold_ms: 5, upper_threshold_ms: 5}",
+            "1:84: `upper_threshold_ms` is 5, and nothing is longer than 5 ms and not longer than that; write more than 5",
+        ),
+        (
+            "type: span_count, span_count: {min_spans: -1}",
+            "1:64: `min_spans` of `span_count` is the number -1; write a whole number from 0 to 2147483647",
+        ),
+        (
+            "type: span_count, span_count: {min_spans: 9, max_spans: 8}",
+            "1:78: `max_spans` is 8, and no trace has at least 9 spans and at most that; write 9 or more",
+        ),
+        (
+            "type: span_count, span_count: [20]",
+            "1:52: `span_count` is a list; write a block, for example\nspan_count:\n  min_spans: 20",
+        ),
+        (
+            "type: rate_limiting, rate_limiting: {spans_per_second: 0}",
+            "1:77: `spans_per_second` is missing or 0, and nothing would be kept; write a number of spans",
+        ),
+        (
+            "type: rate_limiting, rate_limiting: {spans_per_second: 5, scope: global}",
+            "1:87: `scope` is the text `global`; write cluster (the rate is divided among the workers) or worker (each has all of it)",
+        ),
+        (
+            "type: string_attribute, string_attribute: {values: [a]}",
+            "1:64: `key` is missing; write the name of an attribute",
+        ),
+        (
+            "type: string_attribute, string_attribute: {key: 5, values: [500, true, {}]}",
+            "1:70: `key` is the number 5; write it in quotes: \"5\"\n\
+             1:82: a value is the number 500; write it in quotes: \"500\"\n\
+             1:87: a value is `true`; write it in quotes: \"true\"\n\
+             1:93: a value is a block of keys; write a text",
+        ),
+        (
+            "type: string_attribute, string_attribute: {key: a, values: ['[a', 'b(', 'c'], enabled_regex_matching: true}",
+            "1:82: the regular expression `[a`: a `[` has no closing `]`\n\
+             1:88: the regular expression `b(`: unclosed group",
+        ),
+        (
+            "type: string_attribute, string_attribute: {key: a, values: [a], enabled_regex_matching: 1}",
+            "1:110: `enabled_regex_matching` is the number 1; write true or false",
+        ),
+    ];
+    for (policy, expected) in rows {
+        let text = format!("policies: [{{name: a, {policy}}}]");
+        let mistakes = parse(&text).expect_err(policy);
+        let found: Vec<String> = mistakes.iter().map(Mistake::to_string).collect();
+        assert_eq!(found.join("\n"), expected, "{text}");
+    }
+}
+
+#[test]
+fn a_cache_is_not_needed_and_says_so() {
+    check_notices(
+        "policies: [{name: a, type: string_attribute, string_attribute: {key: a, values: [b], cache_max_size: 10}}]",
+        &["1:86: `cache_max_size` is not read: a pattern takes no longer than a look into a cache"],
+    );
+}
+
+#[test]
+fn the_version_covers_every_field_of_every_policy() {
+    let base = "\
+assume_unsampled_upstream: true
+policies:
+  - {name: e, type: status_code, status_code: {status_codes: [ERROR]}}
+  - {name: l, type: latency, latency: {threshold_ms: 10, upper_threshold_ms: 20}}
+  - {name: c, type: span_count, span_count: {min_spans: 2, max_spans: 3}}
+  - {name: r, type: rate_limiting, rate_limiting: {spans_per_second: 5, burst_capacity: 11, scope: cluster}}
+  - {name: s, type: string_attribute, string_attribute: {key: k1, values: [v1, v2], invert_match: false, enabled_regex_matching: false}}
+";
+    let version = |text: &str| accepted(text).rules.version;
+    for (from, to) in [
+        ("upstream: true", "upstream: false"),
+        ("[ERROR]", "[OK]"),
+        ("threshold_ms: 10", "threshold_ms: 11"),
+        ("upper_threshold_ms: 20", "upper_threshold_ms: 21"),
+        (", upper_threshold_ms: 20", ""),
+        ("min_spans: 2", "min_spans: 1"),
+        (", max_spans: 3", ""),
+        ("spans_per_second: 5", "spans_per_second: 6"),
+        ("burst_capacity: 11", "burst_capacity: 12"),
+        ("scope: cluster", "scope: worker"),
+        ("key: k1", "key: k2"),
+        ("[v1, v2]", "[v1v2]"),
+        ("[v1, v2]", "[v1]"),
+        ("invert_match: false", "invert_match: true"),
+        ("matching: false", "matching: true"),
+    ] {
+        assert!(base.contains(from), "{from}");
+        assert_ne!(
+            version(&base.replacen(from, to, 1)),
+            version(base),
+            "{from} to {to}"
+        );
+    }
+    // What is only written otherwise.
+    let same = base
+        .replace(
+            ", burst_capacity: 11, scope: cluster",
+            ", burst_capacity: 11",
+        )
+        .replace("[v1, v2]", "[v2, v1, v2]")
+        .replace("assume_unsampled_upstream: true\n", "");
+    assert_eq!(version(&same), version(base));
+}
+
+#[test]
+fn the_shipped_files_parse_as_they_stand() {
+    let read = |name: &str| {
+        let path = format!("{}/deploy/policies/{name}", env!("CARGO_MANIFEST_DIR"));
+        accepted(&std::fs::read_to_string(path).expect("a shipped file"))
+    };
+    let fleet = read("fleet.yaml");
+    let agents = read("agents.yaml");
+    assert_eq!(fleet.rules.policies, agents.rules.policies);
+    assert_eq!(fleet.rules.policies.len(), 6);
+    let said: Vec<String> = fleet.notices.iter().map(|it| it.message.clone()).collect();
+    assert_eq!(
+        said,
+        [
+            "`num_traces` bounds nothing here; bytes do (--log-max-bytes, --memory-limit)",
+            "`expected_new_traces_per_sec` bounds nothing here; bytes do, and nothing is allocated ahead",
+        ]
+    );
+    assert_eq!(agents.notices, []);
+    assert_eq!(
+        (
+            fleet.rules.timing.quiet_period,
+            fleet.rules.timing.decision_wait
+        ),
+        (None, Duration::from_secs(30))
+    );
+    assert_eq!(
+        (
+            agents.rules.timing.quiet_period,
+            agents.rules.timing.decision_wait
+        ),
+        (Some(Duration::from_secs(30)), Duration::from_secs(1800))
+    );
+    assert!(fleet.rules.assume_unsampled_upstream);
 }

@@ -64,18 +64,18 @@ fn start(
         DeliveryConfig::default(),
         ExportMetrics::register(registry),
     );
-    let rules = Rules {
-        version: 1,
-        timing: Timing {
-            decision_wait: Duration::from_millis(400),
-            quiet_period: None,
-            decision_wait_after_root_received: None,
-        },
-        policies: vec![Policy {
+    let timing = Timing {
+        decision_wait: Duration::from_millis(400),
+        quiet_period: None,
+        decision_wait_after_root_received: None,
+    };
+    let rules = Rules::new(
+        timing,
+        vec![Policy {
             name: "all".into(),
             kind: PolicyKind::AlwaysSample,
         }],
-    };
+    );
     let config = WorkerConfig {
         name: member(name),
         incarnation: Incarnation(1),

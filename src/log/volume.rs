@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use crate::log::header_cache::HeaderCache;
@@ -63,6 +64,9 @@ pub struct Volume<D: Disk> {
 #[derive(Debug)]
 pub(super) struct OpenSegment<F> {
     pub(super) file: F,
+    /// A length that the file was seen to have. It shrinks only when a failed write is cut, behind
+    /// all that anybody may read.
+    sound: AtomicU64,
     written: Mutex<Written>,
 }
 
@@ -270,6 +274,7 @@ impl<F: DiskFile> OpenSegment<F> {
     fn with(file: F, takes_writes: bool) -> Self {
         Self {
             file,
+            sound: AtomicU64::new(0),
             written: Mutex::new(Written {
                 len: 0,
                 allocated: 0,
@@ -277,6 +282,18 @@ impl<F: DiskFile> OpenSegment<F> {
                 sync_failed: false,
             }),
         }
+    }
+
+    /// How long the file is, as far as it is known; asked of the file if that is not as far as `wanted`.
+    /// The disk thread holds the lock while it writes: a reader must not wait for it.
+    pub(super) fn len(&self, wanted: u64) -> io::Result<u64> {
+        let known = self.sound.load(Ordering::Relaxed);
+        if wanted <= known {
+            return Ok(known);
+        }
+        let len = self.file.len()?;
+        self.sound.fetch_max(len, Ordering::Relaxed);
+        Ok(len)
     }
 
     fn written(&self) -> MutexGuard<'_, Written> {

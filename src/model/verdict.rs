@@ -21,8 +21,8 @@ pub struct VerdictId(pub u32);
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct Threshold(u64);
 
-/// The trace's 56 random bits: the low 7 bytes of its trace ID. Placement hashes all 16 bytes
-/// with a seed and stays independent of these.
+/// The trace's 56 random bits: what a span of it states (`rv`), else the low 7 bytes of its trace
+/// ID. Placement hashes all 16 bytes with a seed and stays independent of these.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct Randomness(u64);
 
@@ -41,6 +41,16 @@ pub struct Decision {
 }
 
 const RANGE: u64 = 1 << 56;
+/// What the Collector and the specification recommend.
+const DIGITS: u32 = 4;
+
+/// How many hex digits of a threshold are all `0` or all `f` because `share`, above 0 and below 1,
+/// is so small.
+fn leading_digits(share: f64) -> u32 {
+    // The exponent of frexp: share = 0.5 to 1 times 2 to it.
+    let exponent = (share.to_bits() >> 52) as i32 - 1022;
+    exponent.min(0).unsigned_abs() / 4
+}
 
 impl Threshold {
     /// Every trace passes.
@@ -48,12 +58,22 @@ impl Threshold {
 
     /// The threshold that keeps `share` (0 to 1) of all traces; `None` keeps nothing at all,
     /// which no 56-bit threshold can say.
+    ///
+    /// Rounded to [`DIGITS`] hex digits, more where the share is near 0 or 1: what decides is then
+    /// bit for bit what is written as `th`. 1 % becomes 1.0000229 %, and spans count 99.998.
     pub fn keeping(share: f64) -> Option<Self> {
-        if share <= 0.0 || share.is_nan() {
+        // A NaN is in no range.
+        if !(1.0 / RANGE as f64..).contains(&share) {
             return None;
         }
-        let rejected = ((1.0 - share.min(1.0)) * RANGE as f64).round() as u64;
-        (rejected < RANGE).then_some(Self(rejected))
+        let rejected = RANGE - (share.min(1.0) * RANGE as f64).round() as u64;
+        if rejected == 0 {
+            return Some(Self::ALWAYS);
+        }
+        let digits = DIGITS + leading_digits(share).max(leading_digits(1.0 - share));
+        let shift = 4 * (14 - digits.min(14));
+        let half = (1_u64 << shift) / 2;
+        Some(Self(((rejected + half) >> shift << shift).min(RANGE - 1)))
     }
 
     pub fn from_bits(bits: u64) -> Option<Self> {
@@ -75,6 +95,10 @@ impl Randomness {
         let mut low = [0; 8];
         low[1..].copy_from_slice(&bytes[9..]);
         Self(u64::from_be_bytes(low))
+    }
+
+    pub fn from_bits(bits: u64) -> Option<Self> {
+        (bits < RANGE).then_some(Self(bits))
     }
 
     pub fn bits(self) -> u64 {
@@ -114,6 +138,35 @@ mod tests {
         assert_eq!(Threshold::keeping(0.25).unwrap().bits(), RANGE / 4 * 3);
         assert_eq!(Threshold::keeping(0.0), None);
         assert_eq!(Threshold::keeping(f64::NAN), None);
+        assert_eq!(Threshold::keeping(-0.5), None);
+        assert_eq!(Threshold::keeping(1e-17), None);
+        assert_eq!(
+            Threshold::keeping(1.0 - 1e-16).map(Threshold::bits),
+            Some(8)
+        );
+    }
+
+    #[test]
+    fn thresholds_have_four_digits_and_more_near_the_ends() {
+        for (share, text) in [
+            (1.0 / 3.0, "aaab"),
+            (0.1, "e666"),
+            (0.01, "fd70a"),
+            (0.001, "ffbe77"),
+            (1e-6, "ffffef39"),
+            (0.5, "8"),
+            (0.125, "e"),
+            (0.05, "f3333"),
+            (0.0625, "f"),
+            // The specification's own algorithm gives no digits at all here.
+            (0.999_999, "000010c7"),
+        ] {
+            let bits = Threshold::keeping(share).unwrap().bits();
+            let digits = format!("{bits:014x}");
+            assert_eq!(digits.trim_end_matches('0'), text, "{share}");
+        }
+        let all_bits = 1.0 / RANGE as f64;
+        assert_eq!(Threshold::keeping(all_bits).unwrap().bits(), RANGE - 1);
     }
 
     #[test]

@@ -1,6 +1,5 @@
-//! The entries of `policies` in a policy file: name, type, and the block of the type.
+//! The entries of `policies` in a policy file: name and type. The block of the type is `block`'s.
 
-use crate::model::Threshold;
 use crate::policy::file::{Entries, Reader, is_text, text_of};
 use crate::policy::mistake::nearest;
 use crate::policy::tree::{Item, Node, shortened};
@@ -12,24 +11,24 @@ pub const POLICIES_MAX: usize = 1_000;
 /// Policy types of the Collector. Those below [`SUPPORTED_TYPES`] are not built yet.
 const TYPES: [&str; 17] = [
     "always_sample",
+    "latency",
     "probabilistic",
+    "rate_limiting",
+    "span_count",
+    "status_code",
+    "string_attribute",
     "and",
     "boolean_attribute",
     "bytes_limiting",
     "composite",
     "drop",
-    "latency",
     "not",
     "numeric_attribute",
     "ottl_condition",
-    "rate_limiting",
-    "span_count",
-    "status_code",
-    "string_attribute",
     "trace_flags",
     "trace_state",
 ];
-const SUPPORTED_TYPES: &[&str] = TYPES.split_at(2).0;
+const SUPPORTED_TYPES: &[&str] = TYPES.split_at(7).0;
 
 impl Reader {
     pub(super) fn policies(&mut self, key: &Item, value: &Item) -> Vec<Policy> {
@@ -132,14 +131,19 @@ impl Reader {
         };
         match kind {
             Some("always_sample") => Some(PolicyKind::AlwaysSample),
+            Some("latency") => self.latency(value, entries),
             Some("probabilistic") => self.probabilistic(value, entries),
+            Some("rate_limiting") => self.rate_limiting(value, entries),
+            Some("span_count") => self.span_count(value, entries),
+            Some("status_code") => self.status_code(value, entries),
+            Some("string_attribute") => self.string_attribute(value, entries),
             Some(known) if TYPES.contains(&known) => {
                 self.wrong(
                     value,
                     format!(
                         "policy type `{known}` is not supported yet by this version; supported \
                          are {}",
-                        SUPPORTED_TYPES.join(" and ")
+                        SUPPORTED_TYPES.join(", ")
                     ),
                 );
                 None
@@ -190,89 +194,5 @@ impl Reader {
                 );
             }
         }
-    }
-
-    fn probabilistic(&mut self, kind: &Item, entries: &Entries) -> Option<PolicyKind> {
-        let example = "for example\nprobabilistic:\n  sampling_percentage: 10";
-        let Some((_, block)) = entries
-            .iter()
-            .find(|(key, _)| is_text(key, "probabilistic"))
-        else {
-            self.wrong(
-                kind,
-                format!("the policy has no block `probabilistic`; write one, {example}"),
-            );
-            return None;
-        };
-        let Node::Map(entries) = &block.node else {
-            self.wrong(
-                block,
-                format!(
-                    "`probabilistic` is {}; write a block, {example}",
-                    block.describe()
-                ),
-            );
-            return None;
-        };
-        let mut percentage = None;
-        let mut found = false;
-        for (key, value) in entries {
-            match text_of(key).unwrap_or_default() {
-                "sampling_percentage" => {
-                    found = true;
-                    percentage = self.percentage(value);
-                }
-                "hash_salt" => {
-                    if text_of(value).is_none_or(|salt| !salt.is_empty()) {
-                        self.wrong(
-                            key,
-                            "`hash_salt` is not supported yet by this version, which decides by \
-                             the trace ID's own randomness; leave it out (the share kept is the \
-                             same, the traces are others)",
-                        );
-                    }
-                }
-                _ => self.unknown_key(
-                    key,
-                    "key of `probabilistic`",
-                    &["sampling_percentage", "hash_salt"],
-                ),
-            }
-        }
-        if !found {
-            self.wrong(
-                block,
-                "`sampling_percentage` is missing, and the Collector would keep nothing; write \
-                 a number from 0 to 100",
-            );
-        }
-        percentage
-            .map(|percentage| PolicyKind::Probabilistic(Threshold::keeping(percentage / 100.0)))
-    }
-
-    fn percentage(&mut self, value: &Item) -> Option<f64> {
-        let percentage = match value.node {
-            Node::Unsigned(number) => number as f64,
-            Node::Negative(number) => number as f64,
-            Node::Float(number) => number,
-            _ => {
-                self.wrong(
-                    value,
-                    format!(
-                        "`sampling_percentage` is {}; write a number from 0 to 100",
-                        value.describe()
-                    ),
-                );
-                return None;
-            }
-        };
-        if !(0.0..=100.0).contains(&percentage) {
-            self.wrong(
-                value,
-                format!("`sampling_percentage` is {percentage}; write a number from 0 to 100"),
-            );
-            return None;
-        }
-        Some(percentage)
     }
 }

@@ -23,7 +23,8 @@ pub struct Parsed {
 /// Same as the Collector's.
 const DECISION_WAIT_DEFAULT: Duration = Duration::from_secs(30);
 
-const SETTINGS: [&str; 14] = [
+const SETTINGS: [&str; 15] = [
+    "assume_unsampled_upstream",
     "block_on_overflow",
     "decision_cache",
     "decision_wait",
@@ -161,6 +162,7 @@ impl Reader {
             decision_wait_after_root_received: None,
         };
         let mut policies = None;
+        let mut assume_unsampled_upstream = true;
         for (key, value) in entries {
             match text_of(key).unwrap_or_default() {
                 "decision_wait" => {
@@ -180,6 +182,9 @@ impl Reader {
                 "quiet_period" => {
                     timing.quiet_period = self.duration(key, value).filter(|wait| !wait.is_zero());
                 }
+                "assume_unsampled_upstream" => {
+                    assume_unsampled_upstream = self.switch(key, value).unwrap_or(true);
+                }
                 "policies" => policies = Some(self.policies(key, value)),
                 _ => self.setting_without_effect(key, value),
             }
@@ -192,7 +197,7 @@ impl Reader {
             );
         }
         self.waits_beyond_the_cap(entries, &timing);
-        Some(Rules::new(timing, policies?))
+        Some(Rules::new(timing, policies?).assuming_unsampled_upstream(assume_unsampled_upstream))
     }
 
     /// `decision_wait` is the cap, so what waits longer never decides.
@@ -350,7 +355,7 @@ impl Reader {
         None
     }
 
-    fn switch(&mut self, key: &Item, value: &Item) -> Option<bool> {
+    pub(super) fn switch(&mut self, key: &Item, value: &Item) -> Option<bool> {
         if let Node::Bool(on) = value.node {
             return Some(on);
         }

@@ -1,7 +1,7 @@
 //! When a trace is complete: the earliest of four moments.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, VecDeque};
 
 use crate::model::{Moment, TraceId};
 use crate::policy::Timing;
@@ -26,8 +26,13 @@ pub enum DecideReason {
 /// touch the heap: the entry comes up, is found early, and goes back with the new moment. A moment
 /// that became *earlier* (the root arrived) is pushed as a second entry; the stale one finds the
 /// trace gone. So a busy trace costs two pushes, not one for each span.
+///
+/// Most waits are equally long, so most moments are pushed in their order: those stand in a queue.
+/// Only what is earlier than the queue's end pays for a heap, whose pops miss the caches at every
+/// level (1.7 % of a worker's time when all went through it).
 #[derive(Debug, Default)]
 pub struct Deadlines {
+    in_order: VecDeque<(Moment, TraceId)>,
     heap: BinaryHeap<Reverse<(Moment, TraceId)>>,
 }
 
@@ -75,37 +80,50 @@ pub(crate) fn deadline(entry: &TraceEntry, timing: &Timing) -> (Moment, DecideRe
 
 impl Deadlines {
     pub fn push(&mut self, at: Moment, trace: TraceId) {
-        self.heap.push(Reverse((at, trace)));
+        if self.in_order.back().is_none_or(|(last, _)| *last <= at) {
+            self.in_order.push_back((at, trace));
+        } else {
+            self.heap.push(Reverse((at, trace)));
+        }
     }
 
     /// When the next trace wants to be looked at.
     pub fn next(&self) -> Option<Moment> {
-        self.heap.peek().map(|Reverse((at, _))| *at)
+        let first = self.in_order.front().map(|(at, _)| *at);
+        let Some(Reverse((at, _))) = self.heap.peek() else {
+            return first;
+        };
+        Some(first.map_or(*at, |first| first.min(*at)))
     }
 
     /// The next trace whose moment has come. The caller decides it, pushes it again, or finds that
     /// it is gone.
     pub fn pop_due(&mut self, now: Moment) -> Option<TraceId> {
-        let Reverse((at, trace)) = *self.heap.peek()?;
-        if at > now {
-            return None;
+        let next = self.next().filter(|at| *at <= now)?;
+        if let Some((_, trace)) = self.in_order.pop_front_if(|(at, _)| *at == next) {
+            return Some(trace);
         }
-        self.heap.pop();
-        Some(trace)
+        self.heap.pop().map(|Reverse((_, trace))| trace)
     }
 
     pub fn len(&self) -> usize {
-        self.heap.len()
+        self.in_order.len() + self.heap.len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.heap.is_empty()
+        self.len() == 0
     }
 
     /// Gives memory back after a burst: capacity follows the length down, at a quarter.
     pub fn shrink(&mut self) {
-        if self.heap.capacity() > 1024 && self.heap.len() < self.heap.capacity() / 4 {
-            self.heap.shrink_to(self.heap.len() * 2);
+        const WORTH_IT: usize = 1024;
+        let (held, room) = (self.in_order.len(), self.in_order.capacity());
+        if room > WORTH_IT && held < room / 4 {
+            self.in_order.shrink_to(held * 2);
+        }
+        let (held, room) = (self.heap.len(), self.heap.capacity());
+        if room > WORTH_IT && held < room / 4 {
+            self.heap.shrink_to(held * 2);
         }
     }
 }

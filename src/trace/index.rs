@@ -5,7 +5,7 @@ use hashbrown::hash_table::Entry;
 use std::collections::HashSet;
 
 use crate::model::{Decision, Extent, FragmentHash, Moment, SegmentId, TraceId};
-use crate::policy::Timing;
+use crate::policy::{FoldState, Rules, Timing};
 use crate::trace::DecideReason;
 use crate::trace::deadlines::deadline;
 
@@ -42,6 +42,8 @@ pub struct TraceEntry {
     /// Wire bytes of its spans.
     pub span_bytes: u64,
     pub stage: Stage,
+    /// What the policies remember of the spans that came before the verdict.
+    pub state: FoldState,
     /// What was decided, once it was. Kept here too because a kept trace may wait for its backend
     /// longer than decisions are remembered.
     pub decision: Option<Box<Decision>>,
@@ -70,6 +72,8 @@ pub struct Index {
     undecided: usize,
     undecided_spans: u64,
     fragments: usize,
+    /// Of the state of one trace.
+    state_heap_bytes: usize,
 }
 
 /// What a trace costs: its place in a table at 7/8 load after doubling (so up to 16/7 of it), its
@@ -102,8 +106,9 @@ impl FragmentRef {
 }
 
 impl TraceEntry {
-    pub fn begin(now: Moment, stage: Stage) -> Self {
+    pub fn begin(now: Moment, stage: Stage, rules: &Rules) -> Self {
         Self {
+            state: rules.begin(),
             first_seen: now,
             last_seen: now,
             root_seen: None,
@@ -188,6 +193,7 @@ impl Default for Index {
             undecided: 0,
             undecided_spans: 0,
             fragments: 0,
+            state_heap_bytes: 0,
         }
     }
 }
@@ -211,8 +217,14 @@ impl Index {
             .map(|(_, entry)| entry)
     }
 
-    /// The trace's entry, begun now if there is none. True if it was begun.
-    pub fn begin(&mut self, trace: TraceId, now: Moment, stage: Stage) -> (&mut TraceEntry, bool) {
+    /// The trace's entry, begun now under these rules if there is none. True if it was begun.
+    pub fn begin(
+        &mut self,
+        trace: TraceId,
+        now: Moment,
+        stage: Stage,
+        rules: &Rules,
+    ) -> (&mut TraceEntry, bool) {
         use std::hash::BuildHasher;
         let hash = self.hash(trace);
         let hasher = &self.hasher;
@@ -226,7 +238,8 @@ impl Index {
                 if stage == Stage::Undecided {
                     self.undecided += 1;
                 }
-                let entry = TraceEntry::begin(now, stage);
+                self.state_heap_bytes = rules.state_heap_bytes();
+                let entry = TraceEntry::begin(now, stage, rules);
                 (&mut place.insert((trace, entry)).into_mut().1, true)
             }
         }
@@ -244,7 +257,7 @@ impl Index {
 
     /// Memory that all this takes, roughly.
     pub fn bytes(&self) -> usize {
-        self.table.len() * TRACE_BYTES + self.fragments * FRAGMENT_BYTES
+        self.table.len() * (TRACE_BYTES + self.state_heap_bytes) + self.fragments * FRAGMENT_BYTES
     }
 
     /// Spans that an undecided trace got.
@@ -338,7 +351,8 @@ mod tests {
             offset: 0,
             len: 1,
         };
-        let mut entry = TraceEntry::begin(Moment::ZERO, Stage::Undecided);
+        let mut entry =
+            TraceEntry::begin(Moment::ZERO, Stage::Undecided, &Rules::keep_everything());
         for n in 0..200 {
             assert!(!entry.holds(FragmentHash(n)));
             entry.push(FragmentRef::new(FragmentHash(n), extent));
@@ -359,7 +373,7 @@ mod tests {
             quiet_period: quiet.map(second),
             decision_wait_after_root_received: root.map(second),
         };
-        let mut entry = TraceEntry::begin(at(100), Stage::Undecided);
+        let mut entry = TraceEntry::begin(at(100), Stage::Undecided, &Rules::keep_everything());
         entry.last_seen = at(110);
         let rows = [
             (None, None, None, 130, DecideReason::DecisionWait),
@@ -383,6 +397,7 @@ mod tests {
 
     #[test]
     fn counts_of_undecided_return_to_zero() {
+        let rules = Rules::keep_everything();
         let mut index = Index::default();
         let extent = Extent {
             segment: SegmentId(1),
@@ -390,7 +405,7 @@ mod tests {
             len: 1,
         };
         for n in 1..=100 {
-            let (entry, begun) = index.begin(trace(n), Moment::ZERO, Stage::Undecided);
+            let (entry, begun) = index.begin(trace(n), Moment::ZERO, Stage::Undecided, &rules);
             assert!(begun);
             entry.spans += 3;
             entry.push(FragmentRef::new(FragmentHash(1), extent));

@@ -369,7 +369,29 @@ impl HeaderView<'_> {
     }
 }
 
-impl ScopeView<'_> {
+impl<'a> HeaderView<'a> {
+    /// The bytes in stretches of whole fields.
+    pub fn pieces(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        let message = self.message;
+        let bytes = move |piece: &Piece| &message[piece.start as usize..piece.end as usize];
+        self.pieces.iter().map(bytes)
+    }
+}
+
+impl<'a> ScopeView<'a> {
+    /// Each span's own bytes, in source order.
+    pub fn spans(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        let Self {
+            message,
+            spans,
+            order,
+            ..
+        } = *self;
+        order
+            .iter()
+            .map(move |&span| spans[span as usize].bytes(message))
+    }
+
     /// The spans as fields of a ScopeSpans: `(12 len span)*`.
     pub fn write_spans_to(&self, out: &mut Vec<u8>) {
         let spans = self.order.iter().map(|&span| &self.spans[span as usize]);

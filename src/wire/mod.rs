@@ -19,6 +19,7 @@
 
 mod assemble;
 mod check;
+mod extract;
 mod field;
 mod fragment;
 mod reject;
@@ -28,6 +29,9 @@ mod span;
 mod split;
 
 pub use assemble::BatchBuilder;
+pub use extract::{
+    KeyFilter, SpanFields, Wanted, read_resource, read_span, stated_randomness, string_value,
+};
 pub use fragment::{Fragment, FragmentView, Fragments, HeaderView, ScopeView};
 pub use reject::{RejectReason, Rejection, Rejections};
 pub use scan::{Scan, ScanError, ScanLimits, SpanEntry};

@@ -23,12 +23,12 @@ use crate::worker::shard_thread::ShardHandle;
 
 /// A message is closed before it has more bytes, unless a single span has, or the resource above
 /// it. grpc-go servers, so most backends, refuse more than 4 MiB by default.
-const MESSAGE_BYTES: usize = 3 << 20;
+const MESSAGE_BYTES: usize = 1 << 20;
 /// Traces in one piece of work. Their verdict IDs travel in one header: 4 kB, 5.5 kB as base64,
 /// below the 8 kB that proxies take.
 const TRACES_MAX: usize = 1_000;
 /// Read back at a time.
-const READ_BYTES: u64 = 4 << 20;
+const READ_BYTES: u64 = 2 << 20;
 
 /// Exporters a shard. One reads while another waits for the backend.
 pub(crate) const EXPORTERS_PER_SHARD: usize = 2;

@@ -298,7 +298,7 @@ impl Shard {
         } else {
             Stage::Undecided
         };
-        let (entry, begun) = self.index.begin(trace, now, stage);
+        let (entry, begun) = self.index.begin(trace, now, stage, &self.rules);
         let extent = self.writer.fragment(&view, now, entry.tail());
         let record = Unwritten::Fragment {
             trace,
@@ -315,6 +315,9 @@ impl Shard {
             entry.root_seen = Some(now);
         }
         let undecided = entry.stage == Stage::Undecided;
+        if undecided {
+            self.rules.fold(&mut entry.state, &view);
+        }
         let full = entry.spans >= self.config.trace_spans_max
             || entry.span_bytes >= self.config.trace_bytes_max;
         let deadline = entry.deadline(&self.rules.timing).0;
@@ -418,7 +421,10 @@ impl Shard {
     }
 
     fn decide(&mut self, trace: TraceId, reason: DecideReason, now: Moment) {
-        let vote = self.rules.vote(trace);
+        let Some(entry) = self.index.get(trace) else {
+            return;
+        };
+        let vote = self.rules.vote(trace, &entry.state, entry.spans, None);
         self.verdicts += 1;
         let decision = Decision {
             trace,

@@ -34,7 +34,7 @@ impl Shard {
                     }
                     None => Stage::Undecided,
                 };
-                let (entry, _) = self.index.begin(trace, arrival, stage);
+                let (entry, _) = self.index.begin(trace, arrival, stage, &self.rules);
                 if entry.decision.is_none() {
                     // At once: before `recovered` the decision may be forgotten for want of room.
                     entry.decision = decision.map(Box::new);

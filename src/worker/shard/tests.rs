@@ -30,18 +30,15 @@ fn trace(n: u64) -> TraceId {
 }
 
 fn rules(timing: Timing, keep: bool) -> Arc<Rules> {
-    Arc::new(Rules {
-        version: 9,
-        timing,
-        policies: vec![Policy {
-            name: "only".into(),
-            kind: if keep {
-                PolicyKind::AlwaysSample
-            } else {
-                PolicyKind::Probabilistic(None)
-            },
-        }],
-    })
+    let only = Policy {
+        name: "only".into(),
+        kind: if keep {
+            PolicyKind::AlwaysSample
+        } else {
+            PolicyKind::Probabilistic(None)
+        },
+    };
+    Arc::new(Rules::new(timing, vec![only]))
 }
 
 fn wait(decision: u64) -> Timing {

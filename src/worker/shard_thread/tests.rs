@@ -119,18 +119,17 @@ fn start(disk: GatedDisk, decision_wait: Duration) -> (ShardHandle, [JoinHandle<
     let space = space();
     let volume = Volume::new(disk);
     let clock = SteadyClock::start();
-    let rules = Rules {
-        version: 1,
-        timing: Timing {
+    let rules = Rules::new(
+        Timing {
             decision_wait,
             quiet_period: None,
             decision_wait_after_root_received: None,
         },
-        policies: vec![Policy {
+        vec![Policy {
             name: "all".into(),
             kind: PolicyKind::AlwaysSample,
         }],
-    };
+    );
     let config = ShardConfig {
         trace_spans_max: 1_000,
         trace_bytes_max: 1 << 30,

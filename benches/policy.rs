@@ -1,0 +1,136 @@
+//! What the policies cost a span: the fold of the shipped rules, beside the scan that comes before
+//! it and the bare reading of the same fields. The goal: fold ≤ 2 × (scan + reading). Throughput is
+//! in spans.
+
+#![allow(clippy::unwrap_used, reason = "a bench has nobody to hand an error to")]
+
+#[path = "../tests/wire/agents.rs"]
+mod agents;
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use agents::Shape;
+use bytes::Bytes;
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use prost::Message as _;
+use tailring::policy::{FoldState, Rules, parse};
+use tailring::wire::{
+    Fragments, KeyFilter, Scan, ScanLimits, Wanted, read_resource, read_span, string_value,
+};
+
+const SPANS: usize = 512;
+/// So many different requests in turn, as in `wire`.
+const REQUESTS: u64 = 16;
+
+fn rules(text: &str) -> Rules {
+    parse(text).unwrap().rules
+}
+
+/// Each of a thousand policies asks for an attribute of its own, and one in ten matches a pattern.
+fn thousand() -> Rules {
+    let policies: String = (0..1_000)
+        .map(|n| {
+            let (value, regex) = if n % 10 == 0 {
+                ("acme-.*", true)
+            } else {
+                ("acme", false)
+            };
+            let key = if n == 0 {
+                "tenant.id".to_owned()
+            } else {
+                format!("tenant.id.{n}")
+            };
+            format!(
+                "  - {{name: p{n}, type: string_attribute, string_attribute: \
+                 {{key: {key}, values: [{value}], enabled_regex_matching: {regex}}}}}\n"
+            )
+        })
+        .collect();
+    rules(&format!("policies:\n{policies}"))
+}
+
+fn fold_all(rules: &Rules, scanned: &[(Bytes, Scan, Fragments)], states: &mut Vec<FoldState>) {
+    for (message, scan, fragments) in scanned {
+        for index in 0..fragments.all().len() {
+            let mut state = rules.begin();
+            rules.fold(&mut state, &fragments.view(black_box(message), scan, index));
+            states.push(state);
+        }
+    }
+    black_box(&states);
+    states.clear();
+}
+
+fn bench(c: &mut Criterion) {
+    for (name, shape) in [("agent", Shape::Agent), ("micro", Shape::Micro)] {
+        let limits = ScanLimits::default();
+        let scanned: Vec<(Bytes, Scan, Fragments)> = (0..REQUESTS)
+            .map(|seed| {
+                let message: Bytes = agents::batch(shape, SPANS, seed).encode_to_vec().into();
+                let (mut scan, mut fragments) = (Scan::default(), Fragments::default());
+                scan.read(&message, &limits).unwrap();
+                fragments.group(&message, &scan);
+                (message, scan, fragments)
+            })
+            .collect();
+        let mut group = c.benchmark_group(format!("policy/{name}"));
+        group
+            .throughput(Throughput::Elements(SPANS as u64 * REQUESTS))
+            .warm_up_time(Duration::from_millis(500))
+            .measurement_time(Duration::from_secs(2))
+            .sample_size(30);
+
+        let mut scan = Scan::default();
+        group.bench_function("scan", |b| {
+            b.iter(|| {
+                for (message, ..) in &scanned {
+                    scan.read(black_box(message), &limits).unwrap();
+                    black_box(scan.spans());
+                }
+            });
+        });
+        let wanted = Wanted {
+            times: true,
+            status: true,
+            trace_state: true,
+        };
+        let mut keys = KeyFilter::default();
+        keys.add(b"tenant.id");
+        group.bench_function("field extraction", |b| {
+            b.iter(|| {
+                for (message, scan, fragments) in &scanned {
+                    for index in 0..fragments.all().len() {
+                        let view = fragments.view(black_box(message), scan, index);
+                        let mut see = |key, attribute| {
+                            black_box((key, string_value(attribute)));
+                        };
+                        for piece in view.resource().pieces() {
+                            read_resource(piece, &keys, &mut see);
+                        }
+                        for span in view.scopes().flat_map(|scope| scope.spans()) {
+                            black_box(read_span(span, wanted, &keys, &mut see));
+                        }
+                    }
+                }
+            });
+        });
+        let mut states = Vec::new();
+        for (name, rules) in [
+            ("nothing needed", Rules::keep_everything()),
+            (
+                "fleet.yaml",
+                rules(include_str!("../deploy/policies/fleet.yaml")),
+            ),
+            ("1,000 attributes", thousand()),
+        ] {
+            group.bench_function(format!("fold: {name}"), |b| {
+                b.iter(|| fold_all(&rules, &scanned, &mut states));
+            });
+        }
+        group.finish();
+    }
+}
+
+criterion_group!(benches, bench);
+criterion_main!(benches);

@@ -1,0 +1,306 @@
+//! What policies remember of a trace's spans, and how a span changes it.
+//!
+//! Each fragment is folded once, when it arrives, in the order of arrival: the state is what the
+//! Collector's evaluators would have found in the whole trace. Only what some policy of the rules
+//! asks for is read. The votes over the state are cast in `rules`.
+
+use std::collections::HashMap;
+
+use crate::model::Randomness;
+use crate::policy::rules::{Latency, Policy, PolicyKind, StringAttribute};
+use crate::wire::{KeyFilter, Wanted, read_resource, read_span, stated_randomness, string_value};
+
+/// One trace's state: 48 bytes, and 8 more on the heap for each 64 facts beyond the first 64.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoldState {
+    /// Earliest start and latest end so far, as the Collector keeps them: zero is "none yet", so
+    /// that a span that says 0 makes it forget the earlier ones.
+    start_unix_nanos: u64,
+    end_unix_nanos: u64,
+    /// The longest that the trace was after any of its spans.
+    longest_millis: i64,
+    /// The randomness that a span stated in the lower 56 bits; above them [`SEEN_OK`] and its like.
+    randomness_and_flags: u64,
+    facts: Facts,
+}
+
+/// A bit for each thing that a policy waits to see once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Facts {
+    Few(u64),
+    Many(Box<[u64]>),
+}
+
+const RANDOMNESS_BITS: u64 = (1 << 56) - 1;
+/// A span with status UNSET, OK, ERROR; OTLP's numbers give the bit.
+const SEEN_STATUS_SHIFT: u32 = 56;
+const RANDOMNESS_STATED: u64 = 1 << 59;
+
+/// What the policies of the rules need to see, made once.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(super) struct Needs {
+    wanted: Wanted,
+    keys: KeyFilter,
+    /// Index into `asked` by key.
+    by_key: HashMap<Box<[u8]>, u16, foldhash::fast::RandomState>,
+    asked: Vec<Asked>,
+    /// Latencies with an upper bound: true of a trace while it grows, so not seen at its end.
+    bounded: Vec<(Fact, Latency)>,
+    facts: u16,
+}
+
+/// Index of a bit of [`Facts`].
+pub(super) type Fact = u16;
+
+/// Who asks for an attribute.
+#[derive(Debug, Clone, PartialEq, Default)]
+struct Asked {
+    by: Vec<(Fact, StringAttribute)>,
+}
+
+impl Facts {
+    fn none(count: u16) -> Self {
+        if count <= 64 {
+            Self::Few(0)
+        } else {
+            Self::Many(vec![0; usize::from(count).div_ceil(64)].into())
+        }
+    }
+
+    #[inline(always)]
+    fn has(&self, fact: Fact) -> bool {
+        let word = match self {
+            Self::Few(word) => *word,
+            Self::Many(words) => words[usize::from(fact / 64)],
+        };
+        word >> (fact % 64) & 1 == 1
+    }
+
+    #[inline(always)]
+    fn add(&mut self, fact: Fact) {
+        let word = match self {
+            Self::Few(word) => word,
+            Self::Many(words) => &mut words[usize::from(fact / 64)],
+        };
+        *word |= 1 << (fact % 64);
+    }
+}
+
+impl Needs {
+    /// What `policies` need, and for each of them the fact it waits for, if any.
+    pub(super) fn of(policies: &[Policy]) -> (Self, Vec<Option<Fact>>) {
+        let mut needs = Self::default();
+        let facts = policies
+            .iter()
+            .map(|policy| needs.add(&policy.kind))
+            .collect();
+        (needs, facts)
+    }
+
+    fn add(&mut self, kind: &PolicyKind) -> Option<Fact> {
+        match kind {
+            PolicyKind::AlwaysSample | PolicyKind::SpanCount(_) => None,
+            PolicyKind::Probabilistic(_) | PolicyKind::RateLimiting(_) => {
+                self.wanted.trace_state = true;
+                None
+            }
+            PolicyKind::StatusCode(_) => {
+                self.wanted.status = true;
+                None
+            }
+            PolicyKind::Latency(latency) => {
+                self.wanted.times = true;
+                latency.upper_threshold_millis?;
+                let fact = self.new_fact();
+                self.bounded.push((fact, *latency));
+                Some(fact)
+            }
+            PolicyKind::StringAttribute(attribute) => {
+                let fact = self.new_fact();
+                let key = attribute.key.as_bytes();
+                self.keys.add(key);
+                let next = self.asked.len() as u16;
+                let index = *self.by_key.entry(key.into()).or_insert(next);
+                if index == next {
+                    self.asked.push(Asked::default());
+                }
+                self.asked[usize::from(index)]
+                    .by
+                    .push((fact, attribute.clone()));
+                Some(fact)
+            }
+        }
+    }
+
+    fn new_fact(&mut self) -> Fact {
+        self.facts += 1;
+        self.facts - 1
+    }
+
+    pub(super) fn is_nothing(&self) -> bool {
+        self.wanted == Wanted::default() && self.keys.is_empty()
+    }
+
+    pub(super) fn begin(&self) -> FoldState {
+        FoldState {
+            start_unix_nanos: 0,
+            end_unix_nanos: 0,
+            longest_millis: i64::MIN,
+            randomness_and_flags: 0,
+            facts: Facts::none(self.facts),
+        }
+    }
+
+    /// Heap of one state.
+    pub(super) fn state_heap_bytes(&self) -> usize {
+        match self.facts {
+            0..=64 => 0,
+            facts => usize::from(facts).div_ceil(64) * size_of::<u64>(),
+        }
+    }
+
+    /// The resource of a fragment, before its spans: its header in stretches of whole fields.
+    #[inline]
+    pub(super) fn resource<'a>(
+        &self,
+        state: &mut FoldState,
+        header: impl Iterator<Item = &'a [u8]>,
+    ) {
+        if self.keys.is_empty() {
+            return;
+        }
+        let mut once = Once::default();
+        for piece in header {
+            read_resource(piece, &self.keys, &mut |key, attribute| {
+                self.attribute(&mut state.facts, &mut once, key, attribute, true);
+            });
+        }
+    }
+
+    #[inline]
+    pub(super) fn span(&self, state: &mut FoldState, span: &[u8]) {
+        let mut once = Once::default();
+        let facts = &mut state.facts;
+        let fields = read_span(span, self.wanted, &self.keys, &mut |key, attribute| {
+            self.attribute(facts, &mut once, key, attribute, false);
+        });
+        if self.wanted.times {
+            self.times(state, fields.start_unix_nanos, fields.end_unix_nanos);
+        }
+        if self.wanted.status && matches!(fields.status_code, 0..=2) {
+            state.randomness_and_flags |= 1 << (SEEN_STATUS_SHIFT + fields.status_code as u32);
+        }
+        if !fields.trace_state.is_empty()
+            && state.randomness_and_flags & RANDOMNESS_STATED == 0
+            && let Some(stated) = stated_randomness(fields.trace_state)
+        {
+            // The first one wins: spans that disagree must not move a decision about.
+            state.randomness_and_flags |= stated | RANDOMNESS_STATED;
+        }
+    }
+
+    fn times(&self, state: &mut FoldState, start: u64, end: u64) {
+        if state.start_unix_nanos == 0 || start < state.start_unix_nanos {
+            state.start_unix_nanos = start;
+        }
+        if state.end_unix_nanos == 0 || end > state.end_unix_nanos {
+            state.end_unix_nanos = end;
+        }
+        // Go's times are signed and its durations saturate.
+        let nanos = (state.end_unix_nanos as i64).saturating_sub(state.start_unix_nanos as i64);
+        let millis = nanos / 1_000_000;
+        state.longest_millis = state.longest_millis.max(millis);
+        for (fact, latency) in &self.bounded {
+            if latency.holds(millis) {
+                state.facts.add(*fact);
+            }
+        }
+    }
+
+    /// One attribute that passed the filter. Of equal keys the first one counts, as in the
+    /// Collector's maps.
+    #[inline]
+    fn attribute(
+        &self,
+        facts: &mut Facts,
+        once: &mut Once,
+        key: &[u8],
+        attribute: &[u8],
+        of_resource: bool,
+    ) {
+        let Some(&index) = self.by_key.get(key) else {
+            return;
+        };
+        if !once.is_first(index) {
+            return;
+        }
+        let mut value = None;
+        for (fact, policy) in &self.asked[usize::from(index)].by {
+            if facts.has(*fact) {
+                continue;
+            }
+            let value = *value.get_or_insert_with(|| string_value(attribute));
+            // An empty string of a resource is looked at, one of a span is not.
+            if (of_resource || !value.is_empty()) && policy.matches(value) {
+                facts.add(*fact);
+            }
+        }
+    }
+}
+
+/// Which keys were seen in one set of attributes.
+#[derive(Default)]
+struct Once {
+    first_64: u64,
+    /// Rules with more keys than 64 pay for a list.
+    others: Vec<u16>,
+}
+
+impl Once {
+    #[inline(always)]
+    fn is_first(&mut self, index: u16) -> bool {
+        if index < 64 {
+            let bit = 1 << index;
+            let is_first = self.first_64 & bit == 0;
+            self.first_64 |= bit;
+            return is_first;
+        }
+        let is_first = !self.others.contains(&index);
+        if is_first {
+            self.others.push(index);
+        }
+        is_first
+    }
+}
+
+impl FoldState {
+    pub(super) fn has(&self, fact: Fact) -> bool {
+        self.facts.has(fact)
+    }
+
+    /// A bit for each status code seen.
+    pub(super) fn statuses(&self) -> u8 {
+        (self.randomness_and_flags >> SEEN_STATUS_SHIFT) as u8 & 0b111
+    }
+
+    pub(super) fn longest_millis(&self) -> i64 {
+        self.longest_millis
+    }
+
+    pub(super) fn stated_randomness(&self) -> Option<Randomness> {
+        if self.randomness_and_flags & RANDOMNESS_STATED == 0 {
+            return None;
+        }
+        Randomness::from_bits(self.randomness_and_flags & RANDOMNESS_BITS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_is_small_enough_for_every_trace() {
+        assert_eq!(size_of::<FoldState>(), 48);
+    }
+}

@@ -1,0 +1,152 @@
+//! Limits over an hour of simulated time: the real windows and the real ring.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests fail by panicking; clippy knows only the test functions themselves"
+)]
+
+use std::time::Duration;
+
+use rand::rngs::SmallRng;
+use rand::{Rng as _, SeedableRng as _};
+use tailring::model::{Member, Moment, Randomness, TraceId, Verdict};
+use tailring::policy::{Answer, Cost, Limits, Rules, parse};
+use tailring::ring::{SLOTS, Seed, Table};
+
+const RANGE: f64 = (1_u64 << 56) as f64;
+
+struct Worker {
+    limits: Limits<TraceId>,
+    answers: Vec<Answer<TraceId>>,
+}
+
+/// What an hour kept.
+#[derive(Default, Debug)]
+struct Hour {
+    asked: u64,
+    kept: u64,
+    estimate: f64,
+    variance: f64,
+}
+
+impl Hour {
+    fn count(&mut self, rules: &Rules, answer: Answer<TraceId>) {
+        let vote = rules.vote(answer.to, &rules.begin(), 80, answer.limited);
+        if vote.verdict == Verdict::Keep {
+            assert!(vote.threshold.admits(Randomness::of(answer.to)));
+            let p = (RANGE - vote.threshold.bits() as f64) / RANGE;
+            self.kept += 1;
+            self.estimate += 1.0 / p;
+            self.variance += (1.0 - p) / (p * p);
+        }
+    }
+}
+
+fn hour(rules: &Rules, seed: u64) -> Hour {
+    let members = ["w-0", "w-1", "w-2"].map(|name| Member::parse(name).unwrap());
+    let table = Table::build(members, Seed(seed), "test");
+    let start = Moment::from_unix_millis(1_800_000_000_000);
+    let mut workers: Vec<Worker> = table
+        .slots_by_member()
+        .iter()
+        .map(|slots| {
+            let mut limits = Limits::of(rules, start).expect("a limit");
+            limits.set_share(f64::from(*slots) / SLOTS as f64, start);
+            Worker {
+                limits,
+                answers: Vec::new(),
+            }
+        })
+        .collect();
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let mut hour = Hour::default();
+    let mut now = start;
+    let end = start + Duration::from_secs(3_600);
+    loop {
+        // Ten times as much for ten minutes in the middle.
+        let in_spike = (1_500..2_100).contains(&now.since(start).as_secs());
+        let rate: f64 = if in_spike { 60.0 } else { 6.0 };
+        now = now + Duration::from_secs_f64(-rng.random::<f64>().ln() / rate);
+        for worker in &mut workers {
+            // In time, one window after the other.
+            while let Some(at) = worker.limits.next_close().filter(|at| *at <= now) {
+                worker.limits.close(at, &mut worker.answers);
+            }
+        }
+        if now >= end {
+            break;
+        }
+        let trace = TraceId::new(rng.random()).unwrap();
+        let worker = &mut workers[usize::from(table.owner_index(trace).unwrap())];
+        hour.asked += 1;
+        let (r, cost) = (Randomness::of(trace), Cost { spans: 80 });
+        worker
+            .limits
+            .ask(r, cost, Some(trace), now, &mut worker.answers);
+    }
+    for answer in workers.into_iter().flat_map(|it| it.answers) {
+        hour.count(rules, answer);
+    }
+    hour
+}
+
+#[test]
+fn the_rate_cap_keeps_its_rate_and_counts_honestly_through_a_spike() {
+    let rules = parse(
+        "policies: [{name: cap, type: rate_limiting, rate_limiting: {spans_per_second: 50}}]",
+    )
+    .expect("a policy")
+    .rules;
+    for seed in 1..=10 {
+        let hour = hour(&rules, seed);
+        // 50 spans a second are 2,250 turns of 80 an hour.
+        assert!(
+            (2_025..=2_475).contains(&hour.kept),
+            "seed {seed}: {hour:?}"
+        );
+        // The traces of windows still open at the end are in nobody's count.
+        let errors = (hour.estimate - hour.asked as f64) / hour.variance.sqrt();
+        assert!(
+            errors.abs() < 4.0,
+            "seed {seed}: {errors} standard errors, {hour:?}"
+        );
+    }
+}
+
+#[test]
+fn who_stands_before_several_limits_gets_one_answer_with_the_smallest_threshold() {
+    let rules = parse(
+        "policies:
+- {name: small, type: rate_limiting, rate_limiting: {spans_per_second: 10, burst_capacity: 10}}
+- {name: large, type: rate_limiting, rate_limiting: {spans_per_second: 30, burst_capacity: 30}}
+",
+    )
+    .expect("policies")
+    .rules;
+    let now = Moment::from_unix_millis(1_800_000_000_000);
+    let mut limits = Limits::of(&rules, now).expect("limits");
+    let mut answers = Vec::new();
+    for n in 1..=10_u64 {
+        let r = Randomness::from_bits(n).unwrap();
+        // One that is kept anyway is charged and answered by nobody.
+        let to = (n != 9).then_some(n);
+        limits.ask(r, Cost { spans: 10 }, to, now, &mut answers);
+    }
+    limits.close(now + Duration::from_secs(1), &mut answers);
+    answers.sort_by_key(|answer| answer.to);
+    let found: Vec<_> = answers
+        .iter()
+        .map(|it| (it.to, it.limited.map(|it| (it.policy, it.threshold.bits()))))
+        .collect();
+    let mut expected: Vec<(u64, Option<(u16, u64)>)> = (1..=7).map(|n| (n, None)).collect();
+    expected.extend([(8, Some((1, 8))), (10, Some((1, 8)))]);
+    assert_eq!(found, expected);
+    assert_eq!(limits.next_close(), None);
+}
+
+#[test]
+fn rules_without_a_limit_have_nobody_to_ask() {
+    assert!(Limits::<u8>::of(&Rules::keep_everything(), Moment::ZERO).is_none());
+}
