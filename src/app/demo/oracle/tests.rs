@@ -175,9 +175,9 @@ fn more_than_the_rate_cap_may_keep_is_found() {
         let turns = (1..=count).map(|n| (trace(n, 0.2), kept(dull())));
         findings(turns).complaints(TERMS, &BTreeMap::new())
     };
-    // 50 in the second, 100 of burst, 360 of overdraft: 510 spans.
-    assert!(many(51).is_empty(), "{:?}", many(51));
-    assert!(many(52)[0].contains("52 turns with 520 spans"));
+    // 50 in the second, 300 of bursts, 360 of overdraft: 710 spans.
+    assert!(many(71).is_empty(), "{:?}", many(71));
+    assert!(many(72)[0].contains("72 turns with 720 spans"));
 }
 
 #[test]
@@ -209,6 +209,23 @@ fn workers_that_count_otherwise_are_found() {
     let complaints = found.complaints(TERMS, &said);
     assert_eq!(complaints.len(), 2, "{complaints:?}");
     assert!(complaints[0].contains("keep-errors kept 0 turns; it must be 1"));
+
+    // The rate cap stands before the tenants in the file.
+    let debugged = || Turn {
+        tenants: vec!["acme-corp".into()],
+        ..dull()
+    };
+    let found = findings([1, 2].map(|n| (trace(n, 0.2), kept(debugged()))));
+    let complaints = |said: &[(&str, u64)]| {
+        let said = said
+            .iter()
+            .map(|(rule, count)| ((*rule).to_owned(), *count));
+        found.complaints(TERMS, &said.collect())
+    };
+    assert!(complaints(&[("keep-debug-tenants", 2)]).is_empty());
+    assert!(complaints(&[(RATE_CAP, 1), ("keep-debug-tenants", 1)]).is_empty());
+    assert_eq!(complaints(&[("keep-debug-tenants", 1)]).len(), 1);
+    assert_eq!(complaints(&[("keep-debug-tenants", 3)]).len(), 1);
 }
 
 #[test]
