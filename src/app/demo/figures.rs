@@ -17,8 +17,9 @@ pub(super) struct Count {
 /// The state of the demo at one moment.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Figures {
-    /// Since the fleet began.
+    /// Since the fleet began, and how long of that turns began.
     pub(super) elapsed: Duration,
+    pub(super) sending: Duration,
     pub(super) sent: Count,
     /// Kept or dropped.
     pub(super) judged: Count,
@@ -35,9 +36,15 @@ pub(super) struct Figures {
 pub(super) struct Price(pub(super) f64);
 
 impl Figures {
-    pub(super) fn of(elapsed: Duration, routers: &[Scrape], workers: &[Scrape]) -> Self {
+    pub(super) fn of(
+        elapsed: Duration,
+        sending: Duration,
+        routers: &[Scrape],
+        workers: &[Scrape],
+    ) -> Self {
         let mut figures = Self {
             elapsed,
+            sending,
             ..Self::default()
         };
         for router in routers {
@@ -72,7 +79,7 @@ impl Figures {
     }
 
     pub(super) fn spans_per_second(&self) -> f64 {
-        self.sent.spans as f64 / self.elapsed.as_secs_f64().max(0.001)
+        self.sent.spans as f64 / self.sending.as_secs_f64().max(0.001)
     }
 
     pub(super) fn is_settled(&self) -> bool {

@@ -216,7 +216,8 @@ async fn watch(
         if ended_at.is_none() && fleet.has_ended().await? {
             ended_at = Some(Instant::now());
         }
-        let mut figures = look(cluster, began.elapsed()).await?;
+        let elapsed = began.elapsed();
+        let figures = look(cluster, elapsed, elapsed.min(args.duration)).await?;
         let title = match ended_at {
             None => format!(
                 "{:.0} s of {:.0} s",
@@ -225,16 +226,11 @@ async fn watch(
             ),
             Some(_) => "the fleet is done; the last turns are judged".to_owned(),
         };
-        // What is sent each second is of interest, not how long its judging takes.
-        if let Some(ended_at) = ended_at {
-            figures.elapsed = ended_at - began;
-        }
         screen.show(&title, &figures, Price(args.price_per_million));
         if let Some(ended_at) = ended_at {
             let settled = figures.is_settled();
             // Twice, because the numbers are not all of one moment.
             if settled && was_settled {
-                figures.elapsed = began.elapsed();
                 return Ok(figures);
             }
             was_settled = settled;
@@ -249,7 +245,7 @@ async fn watch(
     }
 }
 
-async fn look(cluster: &Cluster, elapsed: Duration) -> anyhow::Result<Figures> {
+async fn look(cluster: &Cluster, elapsed: Duration, sending: Duration) -> anyhow::Result<Figures> {
     let mut routers = Vec::new();
     for router in &cluster.routers {
         routers.push(Scrape::of(router.admin).await.context("a router")?);
@@ -258,7 +254,7 @@ async fn look(cluster: &Cluster, elapsed: Duration) -> anyhow::Result<Figures> {
     for worker in &cluster.workers {
         workers.push(Scrape::of(worker.admin).await.context("a worker")?);
     }
-    Ok(Figures::of(elapsed, &routers, &workers))
+    Ok(Figures::of(elapsed, sending, &routers, &workers))
 }
 
 #[cfg(test)]

@@ -39,7 +39,8 @@ impl Screen {
         self.write(text);
     }
 
-    /// The state so far; replaced by the next.
+    /// The state so far; replaced by the next. Lines fit 80 columns: one that is wrapped would not
+    /// be counted when it is replaced.
     pub(super) fn show(&mut self, title: &str, figures: &Figures, price: Price) {
         if self.is_terminal {
             let table = format!("\x1b[1m{title}\x1b[0m\n\n{}", table(figures, price));
@@ -86,14 +87,14 @@ impl Screen {
 
 /// Everything that is known so far.
 pub(super) fn table(figures: &Figures, price: Price) -> String {
-    let mut text = format!("{:<28}{:>12}{:>20}\n", "", "traces", "spans");
+    let mut text = format!("{:<25}{:>11}{:>19}\n", "", "traces", "spans");
     let mut row = |name: &str, count: Count, of: Option<Count>, note: &str| {
         let percent = |part, whole: Option<u64>| match whole {
             Some(whole) => format!("{:>6.1} %", share(part, whole) * 100.0),
             None => " ".repeat(8),
         };
         text += &format!(
-            "{name:<28}{:>12}{}{:>12}{}   {note}\n",
+            "{name:<25}{:>11}{}{:>11}{}  {note}\n",
             grouped(count.traces),
             percent(count.traces, of.map(|of| of.traces)),
             grouped(count.spans),
@@ -125,22 +126,20 @@ pub(super) fn table(figures: &Figures, price: Price) -> String {
         price.of_each(kept.spans, useful),
     );
     let heading = format!("at ${} for a million spans", price.0);
-    for (name, without, with, note) in [
-        (&*heading, "without".into(), "with Tailring".into(), ""),
+    for (name, without, with) in [
+        (&*heading, "without".into(), "with Tailring".into()),
         (
             "a month at this rate",
             dollars(before),
             dollars(before * spans_share),
-            "",
         ),
         (
             "1,000 useful traces",
             dollars(each_before * 1000.0),
             dollars(each_after * 1000.0),
-            "kept by another policy than the baselines",
         ),
     ] {
-        text += &format!("{name:<28}{without:>20}{with:>20}   {note}\n");
+        text += &format!("{name:<30}{without:>14}{with:>19}\n");
     }
     text.lines()
         .map(|line| format!("{}\n", line.trim_end()))
@@ -201,7 +200,8 @@ mod tests {
     fn the_table_shows_shares_of_what_was_judged_and_what_they_cost() {
         let count = |traces, spans| Count { traces, spans };
         let figures = Figures {
-            elapsed: Duration::from_secs(10),
+            elapsed: Duration::from_secs(17),
+            sending: Duration::from_secs(10),
             sent: count(2000, 40_000),
             judged: count(1000, 20_000),
             kept_by: [
@@ -214,6 +214,7 @@ mod tests {
         };
         let table = table(&figures, Price(2.0));
         println!("{table}");
+        assert!(table.lines().all(|line| line.chars().count() <= 79));
         let row = |name: &str| -> Vec<String> {
             let row = table.lines().find(|line| line.trim().starts_with(name));
             let words = row.unwrap().split_whitespace();

@@ -116,24 +116,20 @@ impl Summary {
 
     /// The last table, what the oracle found, and where the kept traces are.
     pub(super) fn to_text(&self, screen: &Screen, figures: &Figures, price: Price) -> String {
-        let figures = Figures {
-            elapsed: Duration::from_secs_f64(self.seconds),
-            ..figures.clone()
-        };
-        let mut text = table(&figures, price);
+        let mut text = table(figures, price);
         text.push('\n');
         let mut row = |name: &str, value: String, note: &str| {
-            text += &format!("{name:<28}{value:>12}   {note}\n");
+            text += &format!("{name:<25}{value:>11}   {note}\n");
         };
         row(
             "verdicts checked",
             grouped(self.traces_sent - self.overdue - self.unacknowledged),
-            "turns, against what was sent",
+            "turns, worked out from what was sent",
         );
         row(
             "  wrongly dropped",
             grouped(self.wrongly_dropped),
-            "errors, over 10 s, 20 spans or more, debug tenants, baseline",
+            "though a rule or the baseline keeps them",
         );
         row("  incomplete", grouped(self.incomplete), "kept, not whole");
         row(
@@ -148,12 +144,17 @@ impl Summary {
                 share(self.baseline_kept, self.baseline_of) * 100.0
             ),
             &format!(
-                "of {} turns; {:+.1} standard errors from 5 %",
+                "of {} other turns; {:+.1} standard errors from 5 %",
                 grouped(self.baseline_of),
                 self.baseline_standard_errors
             ),
         );
-        row("  rate cap alone", grouped(self.rate_capped), "turns");
+        row("  rate cap alone", grouped(self.rate_capped), "of these");
+        row(
+            "useful",
+            grouped(self.useful_traces),
+            "kept by another policy than the baselines",
+        );
         if self.overdue > 0 {
             row(
                 "not checked",
