@@ -17,6 +17,7 @@ use tailring::model::Member;
 use tailring::net::admission::{Budget, BudgetMetrics};
 use tailring::net::server::{Protocol, Server, ServerConfig, ServerMetrics};
 use tailring::net::status::RefusalReason;
+use tailring::policy::Rules;
 use tailring::ring::Seed;
 use tailring::router::{Router, RouterConfig, RouterMetrics};
 use tailring::worker::WorkerMetrics;
@@ -198,7 +199,7 @@ async fn metrics() -> [Vec<(String, String, String)>; 2] {
     .await;
     both(&mut of_worker, "tailring-worker", |registry| {
         drop(ExportMetrics::register(registry));
-        drop(WorkerMetrics::register(registry));
+        drop(WorkerMetrics::register(registry).kept_by(&Rules::keep_everything()));
     })
     .await;
     let scraped = [scrape(&of_router), scrape(&of_worker)];

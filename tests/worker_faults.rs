@@ -21,7 +21,7 @@ use tailring::model::{Incarnation, Member, SteadyClock};
 use tailring::net::admission::Budget;
 use tailring::net::metadata::RequestMetadata;
 use tailring::net::server::{Ingest, IngestRequest, Protocol, Server, ServerConfig, ServerMetrics};
-use tailring::policy::{Policy, PolicyKind, Rules, Timing};
+use tailring::policy::{Policy, PolicyKind, RateLimiting, Rules, Scope, Timing};
 use tailring::ring::Seed;
 use tailring::wire::ScanLimits;
 use tailring::worker::export::{DeliveryConfig, Destination, ExportMetrics};
@@ -57,6 +57,18 @@ fn start(
     view: ViewHandle,
     backend: &Receiver,
 ) -> Arc<Worker> {
+    start_with(PolicyKind::AlwaysSample, name, disk, shards, view, backend)
+}
+
+/// With one policy, called `all`.
+fn start_with(
+    kind: PolicyKind,
+    name: &str,
+    disk: &SimulatedDisk,
+    shards: u16,
+    view: ViewHandle,
+    backend: &Receiver,
+) -> Arc<Worker> {
     let registry = &mut Registry::default();
     let destination = Destination::connect(
         &format!("grpc://{}", backend.address).parse().unwrap(),
@@ -73,7 +85,7 @@ fn start(
         timing,
         vec![Policy {
             name: "all".into(),
-            kind: PolicyKind::AlwaysSample,
+            kind,
         }],
     );
     let config = WorkerConfig {
@@ -200,6 +212,62 @@ async fn what_a_backend_has_of_a_refused_trace_is_not_sent_again() {
     assert_eq!(times.len(), 100);
     let doubled = times.values().filter(|times| **times > 1).count();
     assert_eq!(doubled, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_of_the_whole_worker_answers_every_shard() {
+    let limit = |spans_per_second| {
+        PolicyKind::RateLimiting(RateLimiting {
+            spans_per_second,
+            burst_spans: spans_per_second,
+            scope: Scope::Cluster,
+        })
+    };
+    let backend = Receiver::start().await;
+    let enough = SimulatedDisk::new(1);
+    let worker = start_with(limit(1_000_000), "a", &enough, 3, alone(), &backend);
+    send(&worker, message(0..300, 0, 2, 100)).await;
+    exported(600, [&backend]).await;
+    assert_eq!(worker.stop(Duration::from_secs(20)).await, 0);
+
+    // A hundred a second: of two hundred traces of one second and of two shards half are taken,
+    // give or take the fraction of a second by which their deadlines differ.
+    let backend = Receiver::start().await;
+    let scarce = SimulatedDisk::new(2);
+    let worker = start_with(limit(100), "a", &scarce, 2, alone(), &backend);
+    send(&worker, random_message(200)).await;
+    exported(100, [&backend]).await;
+    assert_eq!(worker.stop(Duration::from_secs(20)).await, 0);
+    let times = spans_of(&requests(&backend));
+    assert!((100..=110).contains(&times.len()), "{} spans", times.len());
+    // The same ones that a single window over all would take: the highest randomness.
+    let mut kept: Vec<_> = times.keys().map(|(trace, _)| trace[9..].to_vec()).collect();
+    kept.sort();
+    assert!(kept[0] > vec![0x60, 0, 0, 0, 0, 0, 0], "{:?}", kept[0]);
+}
+
+/// Traces of one span with IDs that are spread evenly.
+fn random_message(traces: u64) -> Vec<u8> {
+    let spans = (0..traces).map(|n| {
+        let mut trace_id = vec![7; 16];
+        trace_id[..8].copy_from_slice(&n.to_be_bytes());
+        let even = n.wrapping_mul(u64::MAX / traces);
+        trace_id[9..].copy_from_slice(&even.to_be_bytes()[..7]);
+        Span {
+            trace_id,
+            span_id: vec![1; 8],
+            ..Span::default()
+        }
+    });
+    let of_resource = ResourceSpans {
+        scope_spans: vec![ScopeSpans {
+            spans: spans.collect(),
+            ..ScopeSpans::default()
+        }],
+        ..ResourceSpans::default()
+    };
+    let resource_spans = vec![of_resource];
+    ExportTraceServiceRequest { resource_spans }.encode_to_vec()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -109,6 +109,8 @@ pub struct Rules {
     needs: Needs,
     /// For each policy the fact that it waits for.
     facts: Vec<Option<Fact>>,
+    /// How many policies are limits.
+    limits: usize,
 }
 
 /// What the rules say of one trace.
@@ -128,6 +130,13 @@ pub struct Limited {
     pub threshold: Threshold,
     /// Index into [`Rules::policies`].
     pub policy: u16,
+}
+
+impl Vote {
+    /// Kept whatever a limit says: with the smallest threshold there is.
+    pub fn is_certain(&self) -> bool {
+        self.verdict == Verdict::Keep && self.threshold == Threshold::ALWAYS
+    }
 }
 
 impl StatusCodes {
@@ -166,7 +175,9 @@ impl Rules {
     /// Takes spans without `th` as unsampled.
     pub fn new(timing: Timing, policies: Vec<Policy>) -> Self {
         let (needs, facts) = Needs::of(&policies);
+        let is_limit = |policy: &&Policy| matches!(policy.kind, PolicyKind::RateLimiting(_));
         Self {
+            limits: policies.iter().filter(is_limit).count(),
             version: version_of(&timing, &policies, true),
             timing,
             policies,
@@ -245,6 +256,11 @@ impl Rules {
     /// again.
     pub fn reads_spans(&self) -> bool {
         !self.needs.is_nothing()
+    }
+
+    /// Whether a policy is a limit, so that a vote may wait for [`crate::policy::Limits`].
+    pub fn has_limits(&self) -> bool {
+        self.limits > 0
     }
 
     /// What decides where shares and limits are concerned: what a span states, or else the trace ID.

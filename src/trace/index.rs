@@ -44,6 +44,8 @@ pub struct TraceEntry {
     pub stage: Stage,
     /// What the policies remember of the spans that came before the verdict.
     pub state: FoldState,
+    /// It is complete and stands before the limits.
+    pub is_asking: bool,
     /// What was decided, once it was. Kept here too because a kept trace may wait for its backend
     /// longer than decisions are remembered.
     pub decision: Option<Box<Decision>>,
@@ -109,6 +111,7 @@ impl TraceEntry {
     pub fn begin(now: Moment, stage: Stage, rules: &Rules) -> Self {
         Self {
             state: rules.begin(),
+            is_asking: false,
             first_seen: now,
             last_seen: now,
             root_seen: None,

@@ -8,6 +8,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 use crate::model::Verdict;
+use crate::policy::Rules;
 use crate::trace::DecideReason;
 use crate::wire::RejectReason;
 
@@ -102,6 +103,25 @@ impl EncodeLabelValue for FateLabel {
     }
 }
 
+/// The policy that kept a trace. Not a closed enum, but as bounded: the policies of the file.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PolicyLabels {
+    policy: String,
+}
+
+/// Kept traces and their spans, for each policy of the rules.
+#[derive(Clone, Debug)]
+pub struct KeptByPolicy(Vec<(Counter, Counter)>);
+
+impl KeptByPolicy {
+    pub fn count(&self, policy: Option<u16>, spans: u32) {
+        if let Some((traces, in_spans)) = policy.and_then(|it| self.0.get(usize::from(it))) {
+            traces.inc();
+            in_spans.inc_by(spans.into());
+        }
+    }
+}
+
 /// Shared by the parts of a worker; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct WorkerMetrics {
@@ -109,7 +129,8 @@ pub struct WorkerMetrics {
     rejected: Vec<Counter>,
     fates: Vec<Counter>,
     decisions: Vec<Counter>,
-    pub spans_kept: Counter,
+    traces_kept: Family<PolicyLabels, Counter>,
+    spans_kept: Family<PolicyLabels, Counter>,
     pub spans_dropped: Counter,
     pub index_bytes: Gauge,
     pub undecided_traces: Gauge,
@@ -163,6 +184,18 @@ impl WorkerMetrics {
             "Traces decided, by verdict and by what made them complete",
             decisions.clone(),
         );
+        let traces_kept = Family::<PolicyLabels, Counter>::default();
+        registry.register(
+            "worker_traces_kept",
+            "Traces whose verdict is KEEP, by the policy that kept them with the smallest threshold",
+            traces_kept.clone(),
+        );
+        let spans_kept = Family::<PolicyLabels, Counter>::default();
+        registry.register(
+            "worker_spans_kept",
+            "Spans of traces whose verdict is KEEP, by the same policy; late ones are not in it",
+            spans_kept.clone(),
+        );
         let seconds = || Histogram::new(exponential_buckets(0.000_5, 2.0, 16));
         let append_seconds = seconds();
         registry.register(
@@ -212,11 +245,8 @@ impl WorkerMetrics {
                     })
                 })
                 .collect(),
-            spans_kept: counter(
-                registry,
-                "worker_spans_kept",
-                "Spans of traces whose verdict is KEEP",
-            ),
+            traces_kept,
+            spans_kept,
             spans_dropped: counter(
                 registry,
                 "worker_spans_dropped",
@@ -311,6 +341,20 @@ impl WorkerMetrics {
                 "Messages that could not be passed on to their owner; their traces are held here",
             ),
         }
+    }
+
+    /// Every policy has its counters from the start: one that keeps nothing shows 0.
+    pub fn kept_by(&self, rules: &Rules) -> KeptByPolicy {
+        let counters = rules.policies.iter().map(|policy| {
+            let labels = PolicyLabels {
+                policy: policy.name.clone(),
+            };
+            (
+                self.traces_kept.get_or_create_owned(&labels),
+                self.spans_kept.get_or_create_owned(&labels),
+            )
+        });
+        KeptByPolicy(counters.collect())
     }
 
     pub fn rejected(&self, reason: RejectReason, spans: u64) {

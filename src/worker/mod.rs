@@ -2,7 +2,7 @@
 //!
 //! Reading order: `ingest` (from a message to acknowledged fragments) → `shard` (the state
 //! machine that owns traces) → `shard_thread` and `disk` (the threads that run it and write for it)
-//! → `exporter` (from a verdict to the backend's OK) → `export` (destinations). `forward` passes on
+//! → `limiter` (the limits that all shards ask) → `exporter` (from a verdict to the backend's OK) → `export` (destinations). `forward` passes on
 //! what belongs to others.
 
 pub mod export;
@@ -11,6 +11,7 @@ mod disk;
 mod exporter;
 mod forward;
 pub mod ingest;
+mod limiter;
 mod metrics;
 pub mod shard;
 mod shard_thread;

@@ -13,9 +13,11 @@ use crossbeam_channel::{Receiver, Sender, bounded, never, select, unbounded};
 use tokio::sync::oneshot;
 
 use crate::log::{Disk, Volume};
-use crate::model::{Moment, SteadyClock};
+use crate::model::{Moment, SteadyClock, TraceId};
+use crate::policy::Limited;
 use crate::worker::disk::{self, AckLevel, DiskBatch, DiskDone};
 use crate::worker::ingest::Incoming;
+use crate::worker::limiter::Asking;
 use crate::worker::shard::{AppendRefused, ExportWork, Placement, Shard};
 
 #[cfg(test)]
@@ -51,6 +53,7 @@ enum Control {
     Exported(ExportWork),
     PutBack(ExportWork),
     Deciding(bool),
+    Limited(Vec<(TraceId, Option<Limited>)>),
     AwaitingExport(oneshot::Sender<usize>),
     StopExports,
     Stop(oneshot::Sender<()>),
@@ -124,6 +127,11 @@ impl ShardHandle {
         self.control.send(Control::Deciding(deciding)).ok();
     }
 
+    /// What the limits said to traces that asked.
+    pub(crate) fn answer_limits(&self, answers: Vec<(TraceId, Option<Limited>)>) {
+        self.control.send(Control::Limited(answers)).ok();
+    }
+
     /// When the shard last went round.
     pub(crate) fn beat(&self) -> Moment {
         Moment::from_unix_millis(self.beat.load(Ordering::Relaxed))
@@ -154,10 +162,11 @@ impl ShardHandle {
     }
 }
 
-/// Starts the two threads of a shard.
+/// Starts the two threads of a shard. `asking` is there if its rules have limits.
 pub(crate) fn spawn<D: Disk>(
     number: u16,
     shard: Shard,
+    asking: Option<Asking>,
     clock: SteadyClock,
     volume: Arc<Volume<D>>,
     level: AckLevel,
@@ -173,7 +182,9 @@ pub(crate) fn spawn<D: Disk>(
         .name(format!("shard-{number}"))
         .spawn(move || {
             Running {
+                number,
                 shard,
+                asking,
                 clock,
                 data,
                 control,
@@ -209,7 +220,9 @@ struct Waiting {
 }
 
 struct Running {
+    number: u16,
     shard: Shard,
+    asking: Option<Asking>,
     clock: SteadyClock,
     data: Receiver<Append>,
     control: Receiver<Control>,
@@ -271,6 +284,7 @@ impl Running {
                 self.append(append);
             }
             self.shard.tick(self.clock.now());
+            self.ask_limits();
             self.hand_over();
             self.answer_pulls();
             if self.stop.is_some() && !self.on_its_way && self.replies.is_empty() {
@@ -311,6 +325,11 @@ impl Running {
             Control::Exported(work) => self.shard.exported(work, now),
             Control::PutBack(work) => self.shard.put_back(work, now),
             Control::Deciding(deciding) => self.shard.set_deciding(deciding),
+            Control::Limited(answers) => {
+                for (trace, limited) in answers {
+                    self.shard.answered(trace, limited, now);
+                }
+            }
             Control::AwaitingExport(reply) => {
                 reply.send(self.shard.awaiting_export()).ok();
             }
@@ -318,6 +337,19 @@ impl Running {
             Control::Stop(stopped) => {
                 self.stop = Some(stopped);
                 self.last_try = true;
+            }
+        }
+    }
+
+    fn ask_limits(&mut self) {
+        let Some(asking) = &self.asking else {
+            return;
+        };
+        while let Some(ask) = self.shard.next_ask() {
+            if let Err(ask) = asking.ask(self.number, ask) {
+                // The limits have enough to do; the next round is at most a tick away.
+                self.shard.ask_later(ask);
+                return;
             }
         }
     }

@@ -9,8 +9,9 @@ use crate::cluster::{View, ViewHandle};
 use crate::log::{
     Buffers, Disk, ReadError, RecoveryReport, Space, SpaceConfig, Volume, Writer, recover,
 };
-use crate::model::{Incarnation, Member, SteadyClock};
+use crate::model::{Fingerprint, Incarnation, Member, SteadyClock};
 use crate::policy::Rules;
+use crate::ring::SLOTS;
 use crate::trace::DecisionMemory;
 use crate::wire::{Fragments, Scan, ScanLimits};
 use crate::worker::disk::AckLevel;
@@ -18,6 +19,7 @@ use crate::worker::export::Destination;
 use crate::worker::exporter::{EXPORTERS_PER_SHARD, Exporter};
 use crate::worker::forward::Peers;
 use crate::worker::ingest::shard_of;
+use crate::worker::limiter::{self, Limiter};
 use crate::worker::metrics::WorkerMetrics;
 use crate::worker::shard::{Shard, ShardConfig};
 use crate::worker::shard_thread::{self, ShardHandle};
@@ -62,12 +64,16 @@ pub struct Worker {
     clock: SteadyClock,
     recovery: RecoveryReport,
     deciding: AtomicBool,
+    /// If the rules have limits; with the view by which they were last divided.
+    limiter: Mutex<Option<(Limiter, Option<Fingerprint>)>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     exporters: Mutex<Vec<tokio::task::JoinHandle<()>>>,
     /// Scans and fragment lists that are warm. Bounded: a burst's surplus is dropped.
     parsed: Mutex<Vec<(Scan, Fragments)>>,
 }
 
+/// Read back at a time when an earlier life's traces are folded again.
+const FOLD_BYTES: u64 = 4 << 20;
 const PARSED_KEPT: usize = 64;
 /// Message buffers that are kept for the next message.
 const SPARE_MESSAGES: usize = 2;
@@ -132,13 +138,29 @@ impl Worker {
         })?;
         let mut handles = Vec::with_capacity(shards.len());
         let mut threads = Vec::new();
+        let (asking, limits) = limiter::prepare(&rules, clock).unzip();
         for (number, mut shard) in shards.into_iter().enumerate() {
+            fold_again(&volume, &mut shard)?;
             shard.recovered(clock.now());
-            let (handle, pair) =
-                shard_thread::spawn(number as u16, shard, clock, volume.clone(), config.ack)?;
+            let (handle, pair) = shard_thread::spawn(
+                number as u16,
+                shard,
+                asking.clone(),
+                clock,
+                volume.clone(),
+                config.ack,
+            )?;
             threads.extend(pair);
             handles.push(handle);
         }
+        let limiter = match limits {
+            Some(limits) => {
+                let (limiter, thread) = limits.spawn(handles.clone().into(), clock)?;
+                threads.push(thread);
+                Some(limiter)
+            }
+            None => None,
+        };
         let messages = Buffers::new(SPARE_MESSAGES, SPARE_MESSAGE_BYTES_MAX);
         let exporters = handles
             .iter()
@@ -167,6 +189,7 @@ impl Worker {
             clock,
             recovery,
             deciding: AtomicBool::new(false),
+            limiter: Mutex::new(limiter.map(|limiter| (limiter, None))),
             threads: Mutex::new(threads),
             exporters: Mutex::new(exporters),
             parsed: Mutex::default(),
@@ -181,7 +204,9 @@ impl Worker {
     /// Begins to give verdicts as soon as this member is in the ring, and stops when it is not.
     /// Returns whether it is. Called again and again by the process.
     pub fn join(&self) -> bool {
-        let joined = self.index_in(&self.view.load()).is_some();
+        let view = self.view.load();
+        let joined = self.index_in(&view).is_some();
+        self.divide_limits(&view);
         if self.deciding.swap(joined, Ordering::AcqRel) != joined {
             for shard in &self.shards {
                 shard.set_deciding(joined);
@@ -190,6 +215,18 @@ impl Worker {
         self.metrics.log_bytes.set(self.space.used_bytes() as i64);
         self.metrics.log_segments.set(self.space.segments() as i64);
         joined
+    }
+
+    /// Rates are those of the whole cluster: this member's part is that of its slots.
+    fn divide_limits(&self, view: &View) {
+        let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Some((limiter, divided_by)), Some(index)) = (&mut *limiter, self.index_in(view))
+            && *divided_by != Some(view.fingerprint())
+        {
+            let slots = view.table.slots_by_member()[usize::from(index)];
+            limiter.set_share(f64::from(slots) / SLOTS as f64);
+            *divided_by = Some(view.fingerprint());
+        }
     }
 
     /// Since when each shard has not gone round.
@@ -207,11 +244,21 @@ impl Worker {
             .and_then(|index| u16::try_from(index).ok())
     }
 
-    /// After the last request: waits until what is kept is exported, at most `deadline`, then
+    /// After the last request: decides what waits for a limit, waits until what is kept is exported, at most `deadline`, then
     /// stops; a message that is on its way to the backend then has [`LAST_ANSWER_WITHIN`] to be
     /// answered. What is left stays in the log for the next life. Returns how many kept traces are.
     pub async fn stop(&self, deadline: Duration) -> usize {
         let end = tokio::time::Instant::now() + deadline;
+        let limiter = self
+            .limiter
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some((limiter, _)) = limiter {
+            // Who waits for a limit is due. The thread ends behind it: who asks from now on is
+            // judged in the next life.
+            limiter.close_early().await;
+        }
         while self.awaiting_export().await > 0 && tokio::time::Instant::now() < end {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -278,6 +325,45 @@ impl Worker {
             kept.push(parsed);
         }
     }
+}
+
+/// What the policies remember of undecided traces is in no record: their fragments are read back.
+pub(super) fn fold_again<D: Disk>(volume: &Volume<D>, shard: &mut Shard) -> Result<(), ReadError> {
+    let extents = shard.unfolded();
+    let mut rest = &extents[..];
+    while !rest.is_empty() {
+        let mut bytes = 0;
+        let fits = rest.iter().take_while(|extent| {
+            bytes += u64::from(extent.len);
+            bytes <= FOLD_BYTES
+        });
+        let (some, later) = rest.split_at(fits.count().max(1));
+        rest = later;
+        match volume.read(some) {
+            Ok(fragments) => fragments.iter().for_each(|it| shard.fold_again(it)),
+            // All checked a moment ago, but for a header perhaps: the others are worth a look each.
+            Err(ReadError::Damaged { .. }) => {
+                for extent in some {
+                    match volume.read(std::slice::from_ref(extent)) {
+                        Ok(fragments) => fragments.iter().for_each(|it| shard.fold_again(it)),
+                        Err(ReadError::Damaged {
+                            segment,
+                            offset,
+                            what,
+                        }) => tracing::warn!(
+                            segment = segment.0,
+                            offset,
+                            what,
+                            "a fragment of an undecided trace cannot be read; its trace is judged without it"
+                        ),
+                        Err(error) => return Err(error),
+                    }
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Gives a record of an earlier life to the shard that owns its trace now: their number may have

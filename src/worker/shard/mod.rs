@@ -4,28 +4,28 @@
 //! are bytes for the disk ([`Shard::take_batch`]) and work for exporters ([`Shard::pull`]). It
 //! never waits. What it hands out is confirmed or taken back later: a batch by
 //! [`Shard::batch_written`] or [`Shard::batch_failed`], an export by [`Shard::exported`] or
-//! [`Shard::put_back`]. `shard_thread` runs it.
+//! [`Shard::put_back`], a question to the limits ([`Shard::next_ask`]) by [`Shard::answered`].
+//! `shard_thread` runs it.
 
 mod batch;
 mod export;
+mod judge;
 mod recovery;
 #[cfg(test)]
 mod tests;
+
+pub use judge::Ask;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::log::{Space, Writer};
-use crate::model::{
-    Decision, Extent, FragmentHash, Moment, SegmentId, TraceId, Verdict, VerdictId,
-};
+use crate::model::{Decision, Extent, FragmentHash, Moment, SegmentId, TraceId, Verdict};
 use crate::policy::Rules;
-use crate::trace::{
-    Deadlines, DecideReason, DecisionMemory, Decisions, FragmentRef, Index, Stage, TraceEntry,
-};
+use crate::trace::{Deadlines, DecisionMemory, Decisions, FragmentRef, Index, Stage};
 use crate::worker::ingest::Incoming;
-use crate::worker::metrics::{SpanFate, WorkerMetrics};
+use crate::worker::metrics::{KeptByPolicy, SpanFate, WorkerMetrics};
 
 /// What a shard is told once.
 #[derive(Debug, Clone)]
@@ -132,8 +132,11 @@ pub struct Shard {
     free_after: Moment,
     deciding: bool,
     verdicts: u64,
+    /// For the limits, oldest first.
+    asks: VecDeque<Ask>,
     next_expiry: Moment,
     metrics: WorkerMetrics,
+    kept: KeptByPolicy,
     /// What the shared gauges have of this shard.
     shown: Shown,
 }
@@ -199,7 +202,6 @@ impl Shard {
             number,
             decisions: Decisions::new(config.decision_memory),
             config,
-            rules,
             writer,
             space,
             index: Index::default(),
@@ -218,8 +220,11 @@ impl Shard {
             free_after: Moment::ZERO,
             deciding: false,
             verdicts: 0,
+            asks: VecDeque::new(),
             next_expiry: Moment::ZERO,
+            kept: metrics.kept_by(&rules),
             metrics,
+            rules,
             shown: Shown::default(),
         }
     }
@@ -329,7 +334,7 @@ impl Shard {
         }
         self.index.count_spans(fragment.spans);
         if full && self.deciding {
-            self.decide(trace, DecideReason::TraceBound, now);
+            self.judge(trace, now);
         } else if begun || root_arrived {
             self.deadlines.push(deadline, trace);
         }
@@ -341,25 +346,7 @@ impl Shard {
             self.refuse_until = None;
             self.write_backlog();
         }
-        while self.deciding
-            && let Some(trace) = self.deadlines.pop_due(now)
-        {
-            let Some(entry) = self.index.get(trace) else {
-                continue;
-            };
-            if entry.stage != Stage::Undecided {
-                continue;
-            }
-            let (at, reason) = self.due(entry);
-            if at <= now {
-                self.metrics
-                    .decision_lag_seconds
-                    .observe(now.since(at).as_secs_f64());
-                self.decide(trace, reason, now);
-            } else {
-                self.deadlines.push(at, trace);
-            }
-        }
+        self.judge_due(now);
         while let Some(dropped) = self.retained.pop_front_if(|dropped| dropped.until <= now) {
             self.release(&dropped.fragments);
         }
@@ -394,16 +381,6 @@ impl Shard {
         }
     }
 
-    fn due(&self, entry: &TraceEntry) -> (Moment, DecideReason) {
-        // A trace that grew to its bound while nothing was decided is due at once.
-        if entry.spans >= self.config.trace_spans_max
-            || entry.span_bytes >= self.config.trace_bytes_max
-        {
-            return (entry.last_seen, DecideReason::TraceBound);
-        }
-        entry.deadline(&self.rules.timing)
-    }
-
     /// When [`Shard::tick`] has something to do next; `None` for when something comes in.
     pub fn next_wakeup(&self) -> Option<Moment> {
         let deadline = self.deadlines.next().filter(|_| self.deciding);
@@ -418,69 +395,6 @@ impl Shard {
     /// Whether this shard gives verdicts: not before the member has joined, not while it leaves.
     pub fn set_deciding(&mut self, deciding: bool) {
         self.deciding = deciding;
-    }
-
-    fn decide(&mut self, trace: TraceId, reason: DecideReason, now: Moment) {
-        let Some(entry) = self.index.get(trace) else {
-            return;
-        };
-        let vote = self.rules.vote(trace, &entry.state, entry.spans, None);
-        self.verdicts += 1;
-        let decision = Decision {
-            trace,
-            verdict: vote.verdict,
-            id: self.next_verdict_id(trace),
-            threshold: vote.threshold,
-            policy: vote.policy,
-            rules_version: self.rules.version,
-            decided_at: now,
-        };
-        self.metrics.decided(vote.verdict, reason);
-        let extent = self.writer.verdict(&decision);
-        self.note_unwritten(Unwritten::Verdict(decision));
-        self.remember(decision, extent.segment);
-        self.apply(decision, now);
-    }
-
-    /// What a verdict does to the trace in hand.
-    fn apply(&mut self, decision: Decision, now: Moment) {
-        let trace = decision.trace;
-        match decision.verdict {
-            Verdict::Keep => {
-                let Some(entry) = self.index.decide_keep(trace) else {
-                    return;
-                };
-                entry.decision = Some(Box::new(decision));
-                self.metrics.spans_kept.inc_by(u64::from(entry.spans));
-                self.queue_export(trace);
-            }
-            Verdict::Drop => {
-                let Some(entry) = self.index.remove(trace) else {
-                    return;
-                };
-                self.metrics.spans_dropped.inc_by(u64::from(entry.spans));
-                self.retained.push_back(Retained {
-                    until: now + self.config.drop_retain,
-                    trace,
-                    fragments: by_segment(entry.fragments()),
-                });
-            }
-        }
-    }
-
-    fn next_verdict_id(&self, trace: TraceId) -> VerdictId {
-        let seed = self
-            .config
-            .verdict_seed
-            .wrapping_add(self.verdicts.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        VerdictId(xxhash_rust::xxh3::xxh3_64_with_seed(trace.as_bytes(), seed) as u32)
-    }
-
-    fn remember(&mut self, decision: Decision, recorded_in: SegmentId) {
-        let forgotten = self.decisions.remember(decision, recorded_in);
-        self.metrics
-            .decisions_forgotten_early
-            .inc_by(forgotten as u64);
     }
 
     fn show(&mut self) {

@@ -1,8 +1,8 @@
 //! Taking over what earlier lives left in the log.
 
 use super::{Retained, Shard, Unwritten, by_segment};
-use crate::log::Recovered;
-use crate::model::{Decision, Moment, SegmentId, TraceId, Verdict};
+use crate::log::{Recovered, StoredFragment};
+use crate::model::{Decision, Extent, Moment, SegmentId, TraceId, Verdict};
 use crate::trace::{FragmentRef, Stage};
 
 /// Decisions in one checkpoint record at start: 56 kB each.
@@ -104,7 +104,37 @@ impl Shard {
         }
     }
 
-    /// All records of earlier lives are in: sets deadlines and queues, and writes the decisions
+    /// All records of earlier lives are in: the fragments whose bytes the policies want to see
+    /// again, in the order of their arrival.
+    pub fn unfolded(&self) -> Vec<Extent> {
+        if !self.rules.reads_spans() {
+            return Vec::new();
+        }
+        let undecided = self
+            .index
+            .traces()
+            .filter(|(_, entry)| entry.stage == Stage::Undecided);
+        let mut extents: Vec<Extent> = undecided
+            .flat_map(|(_, entry)| entry.fragments())
+            .map(FragmentRef::extent)
+            .collect();
+        // Segments are numbered in their order, and a trace has one shard in each life.
+        extents.sort_unstable();
+        extents
+    }
+
+    /// One of them, read back.
+    pub fn fold_again(&mut self, fragment: &StoredFragment) {
+        if let Some(entry) = self.index.get_mut(fragment.trace) {
+            self.rules.fold_stored(
+                &mut entry.state,
+                &fragment.resource_header,
+                fragment.scopes.iter().map(|scope| &scope.spans[..]),
+            );
+        }
+    }
+
+    /// All records of earlier lives are in and folded: sets deadlines and queues, and writes the decisions
     /// into this life's log, so that no segment of an earlier life is needed for them.
     pub fn recovered(&mut self, now: Moment) {
         let _ = self.decisions.carry_forward(SegmentId(0));

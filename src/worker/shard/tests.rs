@@ -1,21 +1,25 @@
 //! The shard against a simulated disk, with time in our hands.
 
+mod judge;
 mod model;
 
 use std::collections::BTreeMap;
 
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value};
 use opentelemetry_proto::tonic::resource::v1::Resource;
-use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
+use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span, Status};
 use prometheus_client::registry::Registry;
 use prost::Message;
 
 use super::*;
 use crate::log::{SimulatedDisk, SpaceConfig, Volume, recover};
+use crate::model::VerdictId;
 use crate::net::admission::Budget;
-use crate::policy::{Policy, PolicyKind, Timing};
+use crate::policy::{Limits, Policy, PolicyKind, Timing};
 use crate::wire::ScanLimits;
 use crate::worker::disk::{self, AckLevel};
+use crate::worker::start::fold_again;
 
 const MIB: u32 = 1 << 20;
 
@@ -83,6 +87,7 @@ struct Bench {
     space: Arc<Space>,
     disk: SimulatedDisk,
     volume: Arc<Volume<SimulatedDisk>>,
+    limits: Option<Limits<TraceId>>,
 }
 
 impl Bench {
@@ -117,8 +122,10 @@ impl Bench {
         };
         let metrics = WorkerMetrics::register(&mut Registry::default());
         let writer = Writer::new(0, space.clone(), 1);
+        let limits = Limits::of(&rules, now);
         let mut shard = Shard::new(0, config, rules, writer, space.clone(), metrics);
         recover(&volume, &space, &mut |record| shard.recover(record)).unwrap();
+        fold_again(&volume, &mut shard).unwrap();
         shard.recovered(now);
         shard.set_deciding(true);
         let mut bench = Self {
@@ -126,6 +133,7 @@ impl Bench {
             space,
             disk,
             volume,
+            limits,
         };
         bench.write();
         bench
@@ -185,7 +193,24 @@ impl Bench {
 
     fn tick(&mut self, now: Moment) {
         self.shard.tick(now);
+        self.ask_limits(now);
         assert!(self.write_at(now));
+    }
+
+    /// What the limits' thread does.
+    fn ask_limits(&mut self, now: Moment) {
+        let mut answers = Vec::new();
+        while let Some(ask) = self.shard.next_ask() {
+            let to = ask.waits.then_some(ask.trace);
+            let limits = self.limits.as_mut().expect("who asks has limits");
+            limits.ask(ask.randomness, ask.cost, to, now, &mut answers);
+        }
+        if let Some(limits) = &mut self.limits {
+            limits.close(now, &mut answers);
+        }
+        for answer in answers {
+            self.shard.answered(answer.to, answer.limited, now);
+        }
     }
 
     /// Pulls what is there; per trace its verdict ID and span IDs, and confirms the export.

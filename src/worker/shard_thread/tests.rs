@@ -147,7 +147,7 @@ fn start(disk: GatedDisk, decision_wait: Duration) -> (ShardHandle, [JoinHandle<
     let mut shard = Shard::new(0, config, Arc::new(rules), writer, space.clone(), metrics);
     recover(&volume, &space, &mut |record| shard.recover(record)).unwrap();
     shard.recovered(clock.now());
-    spawn(0, shard, clock, volume, AckLevel::Written).unwrap()
+    spawn(0, shard, None, clock, volume, AckLevel::Written).unwrap()
 }
 
 /// A request of one span of so many bytes.

@@ -1,0 +1,178 @@
+//! The one thread that holds a worker's limits: shards ask, windows close, answers go back.
+//!
+//! Off the path of what is appended: a shard never waits for it, and it never waits for a shard.
+//! Which candidates are taken is `policy`'s to say.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select, unbounded};
+use tokio::sync::oneshot;
+
+use crate::model::{SteadyClock, TraceId};
+use crate::policy::{Answer, Limited, Limits, Rules};
+use crate::worker::shard::Ask;
+use crate::worker::shard_thread::ShardHandle;
+
+/// Questions on their way. A shard that finds no room tries again a moment later.
+const ASKS_MAX: usize = 4096;
+/// How long nothing happens at most. Nothing depends on it.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// Who asks, and for which trace.
+type Asker = (u16, TraceId);
+
+#[derive(Debug)]
+enum Control {
+    Share(f64),
+    CloseEarly(oneshot::Sender<()>),
+}
+
+/// A shard's way to the limits; cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Asking(Sender<(u16, Ask)>);
+
+/// The worker's. When it is dropped the thread ends.
+#[derive(Debug)]
+pub(crate) struct Limiter(Sender<Control>);
+
+/// What the thread is made of, before there are shards.
+pub(crate) struct Starting {
+    limits: Limits<Asker>,
+    asks: Receiver<(u16, Ask)>,
+}
+
+impl Asking {
+    /// Gives the question back if there is no room for it now.
+    pub(crate) fn ask(&self, shard: u16, ask: Ask) -> Result<(), Ask> {
+        self.0.try_send((shard, ask)).map_err(|error| match error {
+            TrySendError::Full((_, ask)) | TrySendError::Disconnected((_, ask)) => ask,
+        })
+    }
+}
+
+/// [`None`] if these rules have no limit.
+pub(crate) fn prepare(rules: &Rules, clock: SteadyClock) -> Option<(Asking, Starting)> {
+    let limits = Limits::of(rules, clock.now())?;
+    let (sender, asks) = bounded(ASKS_MAX);
+    Some((Asking(sender), Starting { limits, asks }))
+}
+
+impl Starting {
+    /// `shards` by their numbers.
+    pub(crate) fn spawn(
+        self,
+        shards: Arc<[ShardHandle]>,
+        clock: SteadyClock,
+    ) -> std::io::Result<(Limiter, JoinHandle<()>)> {
+        let (sender, control) = unbounded();
+        let running = Running {
+            limits: self.limits,
+            asks: self.asks,
+            control,
+            shards,
+            clock,
+            answers: Vec::new(),
+        };
+        let thread = std::thread::Builder::new()
+            .name("limits".into())
+            .spawn(move || running.run())?;
+        Ok((Limiter(sender), thread))
+    }
+}
+
+impl Limiter {
+    /// This worker's share of the slots, 0 to 1.
+    pub(crate) fn set_share(&self, share: f64) {
+        self.0.send(Control::Share(share)).ok();
+    }
+
+    /// Before a stop: every window that is not in debt answers now. The shards have the answers
+    /// when this returns.
+    pub(crate) async fn close_early(&self) {
+        let (reply, closed) = oneshot::channel();
+        self.0.send(Control::CloseEarly(reply)).ok();
+        closed.await.ok();
+    }
+}
+
+struct Running {
+    limits: Limits<Asker>,
+    asks: Receiver<(u16, Ask)>,
+    control: Receiver<Control>,
+    shards: Arc<[ShardHandle]>,
+    clock: SteadyClock,
+    answers: Vec<Answer<Asker>>,
+}
+
+impl Running {
+    fn run(mut self) {
+        loop {
+            let now = self.clock.now();
+            let wait = self
+                .limits
+                .next_close()
+                .map_or(IDLE, |at| at.since(now).min(IDLE));
+            select! {
+                recv(self.control) -> control => match control {
+                    Ok(control) => self.control(control),
+                    Err(_) => return,
+                },
+                recv(self.asks) -> ask => match ask {
+                    Ok(ask) => self.ask(ask),
+                    // No shard is left.
+                    Err(_) => return,
+                },
+                default(wait) => {}
+            }
+            self.take_asks();
+            self.limits.close(self.clock.now(), &mut self.answers);
+            self.answer();
+        }
+    }
+
+    fn take_asks(&mut self) {
+        // What comes meanwhile is for the next round: a window closes in time.
+        for _ in 0..self.asks.len() {
+            match self.asks.try_recv() {
+                Ok(ask) => self.ask(ask),
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn ask(&mut self, (shard, ask): (u16, Ask)) {
+        let to = ask.waits.then_some((shard, ask.trace));
+        let now = self.clock.now();
+        self.limits
+            .ask(ask.randomness, ask.cost, to, now, &mut self.answers);
+    }
+
+    fn control(&mut self, control: Control) {
+        let now = self.clock.now();
+        match control {
+            Control::Share(share) => self.limits.set_share(share, now),
+            Control::CloseEarly(reply) => {
+                self.take_asks();
+                self.limits.close_early(now, &mut self.answers);
+                self.answer();
+                reply.send(()).ok();
+            }
+        }
+    }
+
+    fn answer(&mut self) {
+        let mut for_shards: Vec<Vec<(TraceId, Option<Limited>)>> =
+            vec![Vec::new(); self.shards.len()];
+        for answer in self.answers.drain(..) {
+            let (shard, trace) = answer.to;
+            for_shards[usize::from(shard)].push((trace, answer.limited));
+        }
+        for (shard, answers) in self.shards.iter().zip(for_shards) {
+            if !answers.is_empty() {
+                shard.answer_limits(answers);
+            }
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! From a trace that is complete to its verdict.
+//!
+//! Policies vote over what was folded. Where a limit is among them, the trace asks the worker's
+//! limits and waits for their answer, undecided: it still takes spans, a crash forgets only the
+//! question, and the votes are counted when the answer is there. A trace that another policy keeps
+//! for certain only tells the limits what it costs.
+
+use super::{Shard, Unwritten, by_segment};
+use crate::model::{Decision, Moment, Randomness, SegmentId, TraceId, Verdict, VerdictId};
+use crate::policy::{Cost, Limited, Vote};
+use crate::trace::{DecideReason, Stage, TraceEntry};
+use crate::worker::shard::Retained;
+
+/// A trace that is complete asks the limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ask {
+    pub trace: TraceId,
+    pub randomness: Randomness,
+    pub cost: Cost,
+    /// Whether the trace waits for the answer; else it is only charged.
+    pub waits: bool,
+}
+
+/// So many may stand before the door of the limits without being asked for an answer. Beyond it
+/// certain keeps are not charged; those who wait for an answer are bounded by the traces in hand.
+const CHARGES_MAX: usize = 1 << 16;
+
+impl Shard {
+    /// Decides what is complete.
+    pub(super) fn judge_due(&mut self, now: Moment) {
+        while self.deciding
+            && let Some(trace) = self.deadlines.pop_due(now)
+        {
+            let Some(entry) = self.index.get(trace) else {
+                continue;
+            };
+            if entry.stage != Stage::Undecided || entry.is_asking {
+                continue;
+            }
+            let (at, _) = self.due(entry);
+            if at <= now {
+                self.judge(trace, now);
+            } else {
+                self.deadlines.push(at, trace);
+            }
+        }
+    }
+
+    /// The trace is complete.
+    pub(super) fn judge(&mut self, trace: TraceId, now: Moment) {
+        let Some(entry) = self.index.get_mut(trace) else {
+            return;
+        };
+        let vote = self.rules.vote(trace, &entry.state, entry.spans, None);
+        let waits = self.rules.has_limits() && !vote.is_certain();
+        if self.rules.has_limits() && !entry.is_asking && (waits || self.asks.len() < CHARGES_MAX) {
+            entry.is_asking = true;
+            self.asks.push_back(Ask {
+                trace,
+                randomness: self.rules.randomness(trace, &entry.state),
+                cost: Cost { spans: entry.spans },
+                waits,
+            });
+        }
+        if !waits {
+            self.decide(trace, vote, now);
+        }
+    }
+
+    /// The next question for the limits.
+    pub fn next_ask(&mut self) -> Option<Ask> {
+        self.asks.pop_front()
+    }
+
+    /// Whoever took this question could not pass it on.
+    pub fn ask_later(&mut self, ask: Ask) {
+        self.asks.push_front(ask);
+    }
+
+    /// What the limits said to a trace that waits.
+    pub fn answered(&mut self, trace: TraceId, limited: Option<Limited>, now: Moment) {
+        let Some(entry) = self.index.get_mut(trace) else {
+            return;
+        };
+        if entry.stage != Stage::Undecided || !entry.is_asking {
+            return;
+        }
+        if !self.deciding {
+            // Asked again when this member decides again.
+            entry.is_asking = false;
+            self.deadlines.push(now, trace);
+            return;
+        }
+        let vote = self.rules.vote(trace, &entry.state, entry.spans, limited);
+        self.decide(trace, vote, now);
+    }
+
+    pub(super) fn due(&self, entry: &TraceEntry) -> (Moment, DecideReason) {
+        // A trace that grew to its bound while nothing was decided is due at once.
+        if entry.spans >= self.config.trace_spans_max
+            || entry.span_bytes >= self.config.trace_bytes_max
+        {
+            return (entry.last_seen, DecideReason::TraceBound);
+        }
+        entry.deadline(&self.rules.timing)
+    }
+
+    fn decide(&mut self, trace: TraceId, vote: Vote, now: Moment) {
+        let Some(entry) = self.index.get(trace) else {
+            return;
+        };
+        let (at, reason) = self.due(entry);
+        self.metrics
+            .decision_lag_seconds
+            .observe(now.since(at).as_secs_f64());
+        self.verdicts += 1;
+        let decision = Decision {
+            trace,
+            verdict: vote.verdict,
+            id: self.next_verdict_id(trace),
+            threshold: vote.threshold,
+            policy: vote.policy,
+            rules_version: self.rules.version,
+            decided_at: now,
+        };
+        self.metrics.decided(vote.verdict, reason);
+        let extent = self.writer.verdict(&decision);
+        self.note_unwritten(Unwritten::Verdict(decision));
+        self.remember(decision, extent.segment);
+        self.apply(decision, now);
+    }
+
+    /// What a verdict does to the trace in hand.
+    fn apply(&mut self, decision: Decision, now: Moment) {
+        let trace = decision.trace;
+        match decision.verdict {
+            Verdict::Keep => {
+                let Some(entry) = self.index.decide_keep(trace) else {
+                    return;
+                };
+                entry.decision = Some(Box::new(decision));
+                self.kept.count(decision.policy, entry.spans);
+                self.queue_export(trace);
+            }
+            Verdict::Drop => {
+                let Some(entry) = self.index.remove(trace) else {
+                    return;
+                };
+                self.metrics.spans_dropped.inc_by(u64::from(entry.spans));
+                self.retained.push_back(Retained {
+                    until: now + self.config.drop_retain,
+                    trace,
+                    fragments: by_segment(entry.fragments()),
+                });
+            }
+        }
+    }
+
+    fn next_verdict_id(&self, trace: TraceId) -> VerdictId {
+        let seed = self
+            .config
+            .verdict_seed
+            .wrapping_add(self.verdicts.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        VerdictId(xxhash_rust::xxh3::xxh3_64_with_seed(trace.as_bytes(), seed) as u32)
+    }
+
+    pub(super) fn remember(&mut self, decision: Decision, recorded_in: SegmentId) {
+        let forgotten = self.decisions.remember(decision, recorded_in);
+        self.metrics
+            .decisions_forgotten_early
+            .inc_by(forgotten as u64);
+    }
+}
