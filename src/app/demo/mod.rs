@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use rand::Rng as _;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use crate::app::interrupt::interrupted;
 use crate::model::parse_go_duration;
@@ -217,7 +217,15 @@ async fn watch(
             ended_at = Some(Instant::now());
         }
         let elapsed = began.elapsed();
-        let figures = look(cluster, elapsed, elapsed.min(args.duration)).await?;
+        let figures = match look(cluster, elapsed, elapsed.min(args.duration)).await {
+            Ok(figures) => figures,
+            Err(silent) => {
+                // Most likely it has ended, which says more than that it does not answer.
+                sleep(LOOKS_EVERY).await;
+                cluster.check().await?;
+                return Err(silent);
+            }
+        };
         let title = match ended_at {
             None => format!(
                 "{:.0} s of {:.0} s",
