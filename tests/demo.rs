@@ -3,7 +3,12 @@
 //!
 //! The ten seeds: `cargo test --release --test demo -- --ignored --nocapture` (some six minutes).
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "helpers of tests fail the test"
+)]
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
