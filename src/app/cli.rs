@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use crate::app::demo::{DemoArgs, ServiceArgs};
 use crate::app::load::LoadArgs;
 use crate::app::settings::{RouterArgs, WorkerArgs};
 use crate::app::sink::SinkArgs;
@@ -16,7 +17,7 @@ pub const EXIT_USAGE: u8 = 64;
     name = "tailring",
     version,
     after_long_help = "Exit codes: 0 when all is well, 64 when settings or usage are wrong, 1 for \
-                       everything else; load and verify explain their own."
+                       everything else; demo, load and verify explain their own."
 )]
 pub struct ToolArgs {
     #[command(subcommand)]
@@ -25,11 +26,14 @@ pub struct ToolArgs {
 
 #[derive(clap::Subcommand, Debug)]
 pub enum Command {
+    Demo(Box<DemoArgs>),
     Router(Box<RouterArgs>),
     Worker(Box<WorkerArgs>),
     Load(Box<LoadArgs>),
     Sink(Box<SinkArgs>),
     Verify(Box<VerifyArgs>),
+    #[command(hide = true)]
+    DemoService(Box<ServiceArgs>),
 }
 
 /// Reads the command line; help, versions and mistakes are answered here.

@@ -6,6 +6,11 @@
 //! record  = len u32 · crc32c u32 · payload           (len and checksum are of the payload)
 //! payload = 1 · batch u64 · (trace 16 · span 8)*      sent:   a batch, queued before its first byte leaves
 //!         | 2 · batch u64                             sent:   the batch was acknowledged whole
+//!         | 4 · batch u64 · sent_unix_nanos u64 · acknowledged_unix_nanos u64
+//!             · (trace 16 · span 8 · start u64 · end u64 · flags u8 · tenant_len u8 · tenant)*
+//!                                                 sent:   the batch was acknowledged whole, and what a
+//!                                                         policy can see of its spans (flags 1: status
+//!                                                         ERROR, 2: of a broken turn, 4: has a tenant)
 //!         | 3 · unix_nanos u64 · flags u8 · member_len u16 · member
 //!             · (trace 16 · span 8 · verdict u32)*    got:    one export (flags 1: has a member, 2: has verdicts)
 //! ```
@@ -44,7 +49,7 @@ pub struct SpanKey {
 /// Which book a file is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LedgerKind {
-    /// Written by `tailring load --ledger`.
+    /// Written by `tailring load --ledger` and by the fleet of `tailring demo`.
     Sent,
     /// Written by `tailring sink --ledger`.
     Got,
@@ -55,7 +60,32 @@ pub enum LedgerKind {
 pub enum Record {
     Sent { batch: u64, spans: Arc<[SpanKey]> },
     Acknowledged { batch: u64 },
+    Played(PlayedBatch),
     Got(GotExport),
+}
+
+/// An acknowledged batch with what rules are about, for who has to judge the judges.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlayedBatch {
+    pub batch: u64,
+    /// Before its first byte left.
+    pub sent_at: Moment,
+    pub acknowledged_at: Moment,
+    pub spans: Arc<[SpanFacts]>,
+}
+
+/// What a policy can see of a span that was sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpanFacts {
+    pub key: SpanKey,
+    pub start_unix_nanos: u64,
+    pub end_unix_nanos: u64,
+    /// Status ERROR.
+    pub has_error: bool,
+    /// Its turn was made to be one of the broken ones; nothing in the span need show it.
+    pub of_broken_turn: bool,
+    /// The attribute `tenant.id`, 255 bytes at most.
+    pub tenant: Option<Arc<str>>,
 }
 
 /// One export request as the sink received it.

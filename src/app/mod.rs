@@ -7,6 +7,7 @@
 
 pub mod admin;
 pub mod cli;
+pub mod demo;
 pub mod interrupt;
 pub mod ledger;
 pub mod load;
@@ -61,6 +62,8 @@ pub fn worker_main(args: &WorkerArgs) -> ExitCode {
 /// `tailring`.
 pub fn tool_main(args: ToolArgs) -> ExitCode {
     match args.command {
+        Command::Demo(args) => run_tool(demo::run(*args)),
+        Command::DemoService(args) => demo::service_main(*args),
         Command::Router(args) => router_main(&args),
         Command::Worker(args) => worker_main(&args),
         Command::Load(args) => run_tool(load::run(*args)),

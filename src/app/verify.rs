@@ -202,6 +202,9 @@ fn read_sent(path: &Path, findings: &mut Findings) -> Result<Vec<SentSpan>, Veri
         Record::Acknowledged { batch } => {
             acknowledged.insert(batch);
         }
+        Record::Played(played) => {
+            acknowledged.insert(played.batch);
+        }
         Record::Got(_) => {}
     })?;
     findings.sent_torn = end.torn;

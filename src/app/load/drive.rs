@@ -168,7 +168,7 @@ impl Run {
         let spans = batch.spans.len() as u64;
         let number = batch.number;
         self.totals().sent(&batch);
-        let message = match sender.encode(&batch).await {
+        let message = match sender.encode(batch.message.clone()).await {
             Ok(message) => message,
             Err(error) => return self.totals().refused_unsent(&error),
         };

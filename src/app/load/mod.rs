@@ -3,6 +3,8 @@
 mod drive;
 mod generator;
 mod plan;
+mod play;
+mod playback;
 mod repertoire;
 mod report;
 mod request;
@@ -14,6 +16,8 @@ mod turn;
 pub use drive::drive;
 pub use generator::{Batch, Generator, GeneratorPlan, Shape};
 pub use plan::{LoadArgs, LoadEncoding, LoadOutput, LoadPlan, LoadProtocol, Rate};
+pub use play::{PlayPlan, PlayReport, play};
+pub use playback::{PLAYED_FASTER, Playback, PlaybackPlan, Played};
 pub use report::{LoadCounts, LoadReport, Quantiles};
 
 use std::io::IsTerminal as _;

@@ -23,12 +23,16 @@ pub(super) struct Repertoire {
 pub(super) struct TraceClass {
     /// Traces of this class in 1000.
     share_per_mille: u32,
+    /// What an operator would want to see: an error, cut off, or far too slow.
+    pub(super) is_broken: bool,
     pub(super) templates: Vec<TraceTemplate>,
 }
 
 /// Templates of an agent shape's main class. Two of them ask the guardrail: one turn in 37.
 const TURNS: usize = 74;
 const REQUESTS: usize = 78;
+/// Whose every turn is to be kept, by the policy files that are shipped.
+const DEBUG_TENANTS: [&str; 2] = ["acme-corp", "big-bank-inc"];
 
 impl Repertoire {
     pub(super) fn new(shape: Shape, random: &mut SmallRng) -> Self {
@@ -46,11 +50,12 @@ impl Repertoire {
                 services: turn::SERVICES,
                 active_traces: 35,
                 classes: vec![
-                    TraceClass::of_turns(870, TURNS, short, Fate::Clean, random),
-                    TraceClass::of_turns(100, 16, long, Fate::Clean, random),
+                    TraceClass::of_turns(890, TURNS, short, Fate::Clean, random),
+                    TraceClass::of_turns(70, 16, long, Fate::Clean, random),
                     TraceClass::of_turns(10, 8, short, Fate::Error, random),
                     TraceClass::of_turns(10, 8, long, Fate::MaxTokens, random),
                     TraceClass::of_turns(10, 8, short, Fate::Slow, random),
+                    TraceClass::of_turns_of(&DEBUG_TENANTS, 10, 8, short, Fate::Clean, random),
                 ],
             },
             Shape::Micro => Self {
@@ -59,6 +64,7 @@ impl Repertoire {
                 active_traces: 195,
                 classes: vec![TraceClass {
                     share_per_mille: 1000,
+                    is_broken: false,
                     templates: (0..REQUESTS)
                         .map(|index| TraceTemplate::encode(&request::request(index == 0, random)))
                         .collect(),
@@ -90,18 +96,32 @@ impl TraceClass {
         fate: Fate,
         random: &mut SmallRng,
     ) -> Self {
+        Self::of_turns_of(&[], share_per_mille, count, spans, fate, random)
+    }
+
+    /// Turns of these tenants in turn; of anybody when there are none.
+    fn of_turns_of(
+        tenants: &[&'static str],
+        share_per_mille: u32,
+        count: usize,
+        spans: impl Fn(&mut SmallRng) -> usize,
+        fate: Fate,
+        random: &mut SmallRng,
+    ) -> Self {
         let templates = (0..count)
             .map(|index| {
                 let plan = TurnPlan {
                     spans: spans(random),
                     fate,
                     asks_guardrail: index % 37 == 36,
+                    tenant: tenants.iter().cycle().nth(index).copied(),
                 };
                 TraceTemplate::encode(&turn::turn(plan, random))
             })
             .collect();
         Self {
             share_per_mille,
+            is_broken: fate != Fate::Clean,
             templates,
         }
     }

@@ -3,14 +3,14 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::HeaderMap;
 use rand::Rng;
 use tokio::time::Instant;
 
-use super::generator::Batch;
 use super::plan::{LoadPlan, LoadProtocol};
 use crate::net::client::{
-    ClientConfig, Compression, Encoded, ExportError, ExportResponse, GrpcClient, HttpClient,
+    ClientConfig, Compression, Encoded, ExportError, ExportResponse, GrpcClient, HttpClient, Target,
 };
 use crate::net::json;
 
@@ -58,6 +58,10 @@ pub(super) enum End {
     GivenUp(ExportError),
 }
 
+/// What an SDK on the same host would wait.
+const PLAYED_TIMEOUT: Duration = Duration::from_secs(10);
+const PLAYED_GIVE_UP_AFTER: Duration = Duration::from_secs(60);
+
 impl Client {
     fn new(plan: &LoadPlan) -> Self {
         let config = ClientConfig::backend(plan.compression);
@@ -100,9 +104,21 @@ impl Sender {
         }
     }
 
-    pub(super) async fn encode(&self, batch: &Batch) -> Result<Encoded, ExportError> {
+    /// One connection to an OTLP/gRPC port.
+    pub(super) fn to(target: Target) -> Self {
+        let compression = Compression::None;
+        Self {
+            client: Client::Grpc(GrpcClient::new(target, ClientConfig::backend(compression))),
+            compression,
+            is_json: false,
+            timeout: PLAYED_TIMEOUT,
+            give_up_after: PLAYED_GIVE_UP_AFTER,
+        }
+    }
+
+    pub(super) async fn encode(&self, message: Bytes) -> Result<Encoded, ExportError> {
         let message = if self.is_json {
-            let text = json::line(&batch.message).map_err(|error| ExportError::Refused {
+            let text = json::line(&message).map_err(|error| ExportError::Refused {
                 code: "unsent".to_owned(),
                 message: error.to_string(),
                 retryable: false,
@@ -110,7 +126,7 @@ impl Sender {
             })?;
             text.into()
         } else {
-            batch.message.clone()
+            message
         };
         Encoded::new(vec![message], self.compression).await
     }

@@ -1,11 +1,15 @@
 //! Spans encoded once, with the places where each copy differs: IDs, times, conversation.
 //! Written by hand rather than by prost, because the places must be known.
 
+use std::sync::Arc;
+
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, ArrayValue, KeyValue};
+use opentelemetry_proto::tonic::trace::v1::Span;
+use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use prost::Message as _;
 
-use crate::app::ledger::SpanKey;
+use crate::app::ledger::{SpanFacts, SpanKey};
 use crate::model::{SpanId, TraceId};
 
 /// OTLP's span kinds, as far as they are used here.
@@ -60,8 +64,11 @@ pub(super) struct SpanTemplate {
     span_at: usize,
     parent: Option<Parent>,
     conversation_at: Option<usize>,
-    /// Where an eight-byte time stands, and how long after the trace's start it is.
+    /// Where an eight-byte time stands, and how long after the trace's start it is: the span's
+    /// start, its end, then its events'.
     times: Vec<(usize, u64)>,
+    has_error: bool,
+    tenant: Option<Arc<str>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -168,6 +175,22 @@ impl SpanTemplate {
         body.bytes.extend_from_slice(&[0x85, 0x01]);
         body.bytes.extend_from_slice(&flags.to_le_bytes());
 
+        // Read back by somebody else's decoder, so that the books tell what is sent, and not what
+        // was meant.
+        #[expect(clippy::expect_used, reason = "encoded just above")]
+        let decoded = Span::decode(body.bytes.as_slice()).expect("a span");
+        let has_error = decoded
+            .status
+            .is_some_and(|status| status.code() == StatusCode::Error);
+        let tenant = decoded
+            .attributes
+            .into_iter()
+            .find(|attribute| attribute.key == "tenant.id")
+            .and_then(|attribute| match attribute.value?.value? {
+                Value::StringValue(tenant) => Some(tenant.into()),
+                _ => None,
+            });
+
         let mut span = Body::default();
         let shift = span.field(0x12, &body.bytes);
         for (at, _) in &mut times {
@@ -187,6 +210,30 @@ impl SpanTemplate {
             parent,
             conversation_at,
             times,
+            has_error,
+            tenant,
+        }
+    }
+
+    /// When it ends, in nanoseconds since the start of its trace.
+    pub(super) fn end_nanos(&self) -> u64 {
+        self.times[1].1
+    }
+
+    /// What the copy that has this key shows to a policy.
+    pub(super) fn facts(
+        &self,
+        key: SpanKey,
+        stamp: &TraceStamp,
+        of_broken_turn: bool,
+    ) -> SpanFacts {
+        SpanFacts {
+            key,
+            start_unix_nanos: stamp.started_unix_nanos + self.times[0].1,
+            end_unix_nanos: stamp.started_unix_nanos + self.end_nanos(),
+            has_error: self.has_error,
+            of_broken_turn,
+            tenant: self.tenant.clone(),
         }
     }
 

@@ -81,6 +81,8 @@ pub(super) struct TurnPlan {
     pub(super) spans: usize,
     pub(super) fate: Fate,
     pub(super) asks_guardrail: bool,
+    /// `None`: one of the many.
+    pub(super) tenant: Option<&'static str>,
 }
 
 struct Turn<'a> {
@@ -96,7 +98,10 @@ struct Turn<'a> {
 pub(super) fn turn(plan: TurnPlan, random: &mut SmallRng) -> Vec<SpanPlan> {
     // Squared, so that a few tenants make most of the traffic.
     let skewed = random.random::<f64>().powi(2) * f64::from(TENANTS);
-    let tenant = format!("tenant-{:02}", skewed as u32);
+    let tenant = match plan.tenant {
+        Some(tenant) => tenant.to_owned(),
+        None => format!("tenant-{:02}", skewed as u32),
+    };
     let (provider, model) = match plan.fate {
         Fate::MaxTokens => MODELS[2],
         _ => MODELS[random.random_range(0..MODELS.len())],

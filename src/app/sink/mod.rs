@@ -1,6 +1,7 @@
 //! `tailring sink`: an OTLP backend that only counts, keeps books, or misbehaves on request.
 
 mod receive;
+mod traces;
 
 use std::future::Future;
 use std::io::IsTerminal as _;
@@ -22,6 +23,7 @@ use crate::net::server::{BindError, Protocol, Server, ServerConfig, ServerMetric
 
 pub use receive::SinkReport;
 use receive::{Behaviour, Receiver};
+use traces::TraceFile;
 
 /// Bytes of requests in flight; beyond it exporters are told to come back later.
 const IN_FLIGHT_BYTES_MAX: u64 = 1 << 30;
@@ -43,6 +45,9 @@ pub struct SinkArgs {
     /// Writes down every span. A sink that is started again goes on with the same file.
     #[arg(long, value_name = "FILE", conflicts_with = "null")]
     pub ledger: Option<PathBuf>,
+    /// Appends what it takes to a file as OTLP/JSON, a request a line.
+    #[arg(long, value_name = "FILE", conflicts_with = "null")]
+    pub traces: Option<PathBuf>,
     /// Does not look into messages: counts requests and bytes only, as cheaply as can be.
     #[arg(long)]
     pub null: bool,
@@ -83,6 +88,11 @@ pub enum SinkError {
     Bind(#[from] BindError),
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+    #[error("--traces {}: cannot be written: {source}", path.display())]
+    Traces {
+        path: PathBuf,
+        source: std::io::Error,
+    },
 }
 
 /// A sink that is listening.
@@ -103,13 +113,20 @@ impl Sink {
             Some(path) => Some(LedgerWriter::append(path, LedgerKind::Got)?),
             None => None,
         };
+        let traces = match &args.traces {
+            Some(path) => Some(TraceFile::open(path).map_err(|source| SinkError::Traces {
+                path: path.clone(),
+                source,
+            })?),
+            None => None,
+        };
         let behaviour = Behaviour {
             answer: args.answer,
             delay: Duration::from_millis(args.slow_ms),
             reads_messages: !args.null,
         };
         let queue = ledger.as_ref().map(LedgerWriter::queue);
-        let receiver = Arc::new(Receiver::new(behaviour, queue));
+        let receiver = Arc::new(Receiver::new(behaviour, queue, traces));
         let metrics = ServerMetrics::register(&mut Registry::default());
         let budget = Budget::new(IN_FLIGHT_BYTES_MAX);
         let (stop, _) = watch::channel(false);

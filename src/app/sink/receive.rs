@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::SinkAnswer;
+use super::traces::TraceFile;
 use crate::app::ledger::{GotExport, GotSpan, LedgerQueue, Record, SpanKey};
 use crate::model::{Fingerprint, SteadyClock, TraceId, VerdictId};
 use crate::net::server::{Accepted, Ingest, IngestRequest};
@@ -35,6 +36,7 @@ pub(super) struct Behaviour {
 pub(super) struct Receiver {
     behaviour: Behaviour,
     ledger: Option<LedgerQueue>,
+    traces: Option<TraceFile>,
     clock: SteadyClock,
     requests: AtomicU64,
     bytes: AtomicU64,
@@ -64,10 +66,15 @@ pub struct SinkReport {
 }
 
 impl Receiver {
-    pub(super) fn new(behaviour: Behaviour, ledger: Option<LedgerQueue>) -> Self {
+    pub(super) fn new(
+        behaviour: Behaviour,
+        ledger: Option<LedgerQueue>,
+        traces: Option<TraceFile>,
+    ) -> Self {
         Self {
             behaviour,
             ledger,
+            traces,
             clock: SteadyClock::start(),
             requests: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
@@ -129,6 +136,12 @@ impl Receiver {
             };
             scan.read(&request.message, &limits)
                 .map_err(|error| Refusal::new(RefusalReason::InvalidRequest, error.to_string()))?;
+            if let Some(traces) = &self.traces {
+                // Before the ledger: what the books say arrived is in the file.
+                let written = traces.append(request.message.clone()).await;
+                written
+                    .map_err(|error| Refusal::new(RefusalReason::LogFailed, error.to_string()))?;
+            }
             if let Some(ledger) = &self.ledger {
                 let record = Record::Got(self.book(request, &scan));
                 ledger.put_written(record).await.map_err(|stopped| {
