@@ -21,9 +21,12 @@ use crate::worker::metrics::WorkerMetrics;
 use crate::worker::shard::ExportWork;
 use crate::worker::shard_thread::ShardHandle;
 
-/// A message is closed before it has more bytes, unless a single span has, or the resource above
-/// it. grpc-go servers, so most backends, refuse more than 4 MiB by default.
+/// A message is closed before it has more bytes, unless a single span has, or a resource is heavy.
 const MESSAGE_BYTES: usize = 1 << 20;
+/// What most backends take: grpc-go servers refuse more than 4 MiB by default.
+const ACCEPTED_BYTES: usize = (4 << 20) - (64 << 10);
+/// A resource that leaves less than this to its spans in what backends take is too heavy for them.
+const WORTHWHILE_BYTES: usize = 256 << 10;
 /// Traces in one piece of work. Their verdict IDs travel in one header: 4 kB, 5.5 kB as base64,
 /// below the 8 kB that proxies take.
 const TRACES_MAX: usize = 1_000;
@@ -52,6 +55,21 @@ struct Message {
     builder: BatchBuilder,
     traces: Vec<(TraceId, VerdictId)>,
     spans: u32,
+}
+
+impl Message {
+    /// A heavy resource goes out with every message that has a span of it: a thousand traces below
+    /// 4 MiB of attributes would make 4 GiB, if each filled a message. So its spans get as much
+    /// room as itself, if the backend takes that.
+    fn bytes_max(&self) -> usize {
+        let heaviest = self.builder.heaviest_header();
+        let doubled = MESSAGE_BYTES.max(2 * heaviest);
+        if heaviest + WORTHWHILE_BYTES <= ACCEPTED_BYTES {
+            doubled.min(ACCEPTED_BYTES)
+        } else {
+            doubled
+        }
+    }
 }
 
 /// The spans of one trace that went into messages, to leave out copies.
@@ -272,7 +290,7 @@ impl Reader {
             // part, the log knows no way to say that it has the first.
             let spans_len: usize = fragment.scopes.iter().map(|scope| scope.spans.len()).sum();
             let len_max = spans_len + fragment.spans as usize * weight.growth_max();
-            if message.spans > 0 && message.builder.encoded_len() + len_max > MESSAGE_BYTES {
+            if message.spans > 0 && message.builder.encoded_len() + len_max > message.bytes_max() {
                 return false;
             }
             for (number, scope) in fragment.scopes.iter_mut().enumerate() {
@@ -401,7 +419,7 @@ impl Seen {
         for (field, span) in spans_in(section) {
             let growth = (run_spans + 1) * weight.growth_max();
             let filled = message.builder.encoded_len() + at - run_start + growth;
-            if message.spans > 0 && filled + field.len() > MESSAGE_BYTES {
+            if message.spans > 0 && filled + field.len() > message.bytes_max() {
                 is_full = true;
                 break;
             }
