@@ -33,7 +33,8 @@ use prost::Message;
 use receiver::{Receiver, Reply, certificate, message, names};
 use tailring::net::json;
 use tailring::worker::export::{
-    Batch, ConnectError, Delivery, DeliveryConfig, Destination, ExportMetrics, parse_headers,
+    Batch, Blame, ConnectError, Delivery, DeliveryConfig, Destination, ExportMetrics, Fault,
+    Refusal, parse_headers,
 };
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -167,12 +168,17 @@ async fn a_refusal_for_good_comes_back_and_partial_success_is_done() {
     receiver.next(status(Code::InvalidArgument));
     receiver.next(status(Code::ResourceExhausted));
     receiver.next(Reply::Partial(1, "bad".to_owned()));
-    let refused = |code: &str| Delivery::Refused {
-        code: code.to_owned(),
-        message: "no".to_owned(),
+    let refused = |code: &str, fault| {
+        Delivery::Refused(Refusal {
+            code: code.to_owned(),
+            message: "no".to_owned(),
+            blame: Blame::Message(fault),
+        })
     };
-    assert_eq!(exporter.deliver("a").await, refused("INVALID_ARGUMENT"));
-    assert_eq!(exporter.deliver("a").await, refused("RESOURCE_EXHAUSTED"));
+    let invalid = refused("INVALID_ARGUMENT", Fault::Contents);
+    assert_eq!(exporter.deliver("a").await, invalid);
+    let too_large = refused("RESOURCE_EXHAUSTED", Fault::TooLarge);
+    assert_eq!(exporter.deliver("a").await, too_large);
     let partial = Delivery::Done {
         rejected_spans: 1,
         message: "bad".to_owned(),
@@ -414,10 +420,11 @@ async fn http_answers_are_retried_or_refused_by_the_otlp_rules() {
     backend.next(502, &[], "");
     backend.next(504, &[], "");
     backend.next(400, &[PROTOBUF], status.encode_to_vec());
-    let refused = Delivery::Refused {
+    let refused = Delivery::Refused(Refusal {
         code: "HTTP 400".to_owned(),
         message: "bad spans".to_owned(),
-    };
+        blame: Blame::Message(Fault::Contents),
+    });
     assert_eq!(exporter.deliver("a").await, refused);
     {
         let posted = backend.posted.lock().unwrap();
@@ -432,14 +439,16 @@ async fn http_answers_are_retried_or_refused_by_the_otlp_rules() {
     ]);
 
     backend.next(404, &[], "x".repeat(1 << 20));
-    let Delivery::Refused { code, message } = exporter.deliver("a").await else {
+    let Delivery::Refused(refusal) = exporter.deliver("a").await else {
         panic!("404 is for good");
     };
-    assert_eq!(code, "HTTP 404");
+    assert_eq!(refusal.code, "HTTP 404");
+    assert_eq!(refusal.blame, Blame::Backend);
+    let message = refusal.message;
     assert!(message.len() < 2000, "{}", message.len());
 
     backend.next(301, &[("location", "https://elsewhere/")], "");
-    let Delivery::Refused { message, .. } = exporter.deliver("a").await else {
+    let Delivery::Refused(Refusal { message, .. }) = exporter.deliver("a").await else {
         panic!("a redirect is not followed");
     };
     assert!(message.contains("https://elsewhere/"), "{message}");
@@ -655,7 +664,8 @@ async fn a_file_that_cannot_be_written_is_retried_and_garbage_is_refused() {
         message: Bytes::from_static(&[0x0a, 0xff]),
         ..batch("")
     };
-    let Delivery::Refused { code, .. } = exporter.destination.deliver(&garbage).await else {
+    let Delivery::Refused(Refusal { code, .. }) = exporter.destination.deliver(&garbage).await
+    else {
         panic!("garbage does not get better");
     };
     assert_eq!(code, "INVALID_ARGUMENT");
