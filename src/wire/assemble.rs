@@ -24,6 +24,7 @@ pub struct BatchBuilder {
     /// they are most of a message, and are copied once, into it.
     bytes: Vec<u8>,
     len: usize,
+    heaviest_header: usize,
     resource_by_header: HashTable<u32>,
     /// Of all resources; a scope is found by its resource's index and its header.
     scope_by_header: HashTable<u32>,
@@ -132,6 +133,11 @@ impl BatchBuilder {
         self.unwritten
     }
 
+    /// Bytes of the longest resource or scope header in it.
+    pub fn heaviest_header(&self) -> usize {
+        self.heaviest_header
+    }
+
     /// Writes the message into a buffer of exactly [`BatchBuilder::encoded_len`] bytes; of a longer
     /// one the rest is left, in a shorter one the end is missing.
     pub fn write_to(&self, out: &mut [u8]) {
@@ -159,6 +165,7 @@ impl BatchBuilder {
     }
 
     fn store(&mut self, bytes: &[u8]) -> Range {
+        self.heaviest_header = self.heaviest_header.max(bytes.len());
         let start = self.bytes.len();
         self.bytes.extend_from_slice(bytes);
         Range {

@@ -20,7 +20,7 @@ use crate::wire::Weight;
 use crate::worker::dead_letters::DeadLetters;
 use crate::worker::export::{Batch, Delivery, Destination, Refusal};
 use crate::worker::isolation::{Isolation, Trust};
-use crate::worker::message::{MESSAGE_BYTES, Message, Origin, Seen, Source};
+use crate::worker::message::{Message, Origin, Seen, Source};
 use crate::worker::metrics::WorkerMetrics;
 use crate::worker::shard::ExportWork;
 use crate::worker::shard_thread::ShardHandle;
@@ -312,7 +312,7 @@ impl Reader {
             // log knows no way to say that the backend has the first part.
             let spans_len: usize = fragment.scopes.iter().map(|scope| scope.spans.len()).sum();
             let len_max = spans_len + fragment.spans as usize * weight.growth_max();
-            if message.spans > 0 && message.builder.encoded_len() + len_max > MESSAGE_BYTES {
+            if message.spans > 0 && message.builder.encoded_len() + len_max > message.bytes_max() {
                 return false;
             }
             let done = exporter.begun.spans(fragment.hash);

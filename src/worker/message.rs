@@ -9,9 +9,12 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use crate::model::{SpanId, TraceId, VerdictId};
 use crate::wire::{BatchBuilder, Weight, leading_span_id, span_id_of, spans_in};
 
-/// A message is closed before it has more bytes, unless a single span has, or the resource above
-/// it. grpc-go servers, so most backends, refuse more than 4 MiB by default.
-pub(crate) const MESSAGE_BYTES: usize = 1 << 20;
+/// A message is closed before it has more bytes, unless a single span has, or a resource is heavy.
+const MESSAGE_BYTES: usize = 1 << 20;
+/// What most backends take: grpc-go servers refuse more than 4 MiB by default.
+const ACCEPTED_BYTES: usize = (4 << 20) - (64 << 10);
+/// A resource that leaves less than this to its spans in what backends take is too heavy for them.
+const WORTHWHILE_BYTES: usize = 256 << 10;
 
 /// See the module. Its spans are counted from 0, in the order in which they were added.
 #[derive(Default)]
@@ -79,6 +82,19 @@ enum SeenSpan {
 }
 
 impl Message {
+    /// A heavy resource goes out with every message that has a span of it: a thousand traces below
+    /// 4 MiB of attributes would make 4 GiB, if each filled a message. So its spans get as much
+    /// room as itself, if the backend takes that.
+    pub(crate) fn bytes_max(&self) -> usize {
+        let heaviest = self.builder.heaviest_header();
+        let doubled = MESSAGE_BYTES.max(2 * heaviest);
+        if heaviest + WORTHWHILE_BYTES <= ACCEPTED_BYTES {
+            doubled.min(ACCEPTED_BYTES)
+        } else {
+            doubled
+        }
+    }
+
     fn push(&mut self, piece: Piece) {
         let source = &piece.source;
         let section = piece.section.clone();
@@ -270,7 +286,7 @@ impl Seen {
         for (field, span) in spans_in(section) {
             let growth = (run_spans as usize + 1) * source.weight.growth_max();
             let filled = message.builder.encoded_len() + at - run_start + growth;
-            if message.spans + run_spans > 0 && filled + field.len() > MESSAGE_BYTES {
+            if message.spans + run_spans > 0 && filled + field.len() > message.bytes_max() {
                 is_full = true;
                 break;
             }

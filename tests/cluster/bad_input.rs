@@ -479,6 +479,12 @@ async fn a_heavy_header_above_many_traces_is_not_multiplied_by_them() {
     }
     let exported = "tailring_worker_spans_exported_total";
     assert!(cluster.workers_sum(exported, &[]).await >= 1_000);
+    // A worker's share of the traces in a few messages, not each in one of its own.
+    let sent = cluster
+        .workers_sum("tailring_export_batches_total", &[])
+        .await;
+    println!("ROW exported in {sent} messages");
+    assert!(sent <= 20, "{sent} messages of 4 MiB and more");
     cluster.stop_sink().await;
 }
 

@@ -34,17 +34,22 @@ pub struct Process {
 impl Process {
     /// `name` names its files in `dir`; those of an earlier process of that name are kept on.
     pub fn start(binary: &str, args: &[String], dir: &Path, name: &str) -> Self {
-        let out = dir.join(format!("{name}.out"));
-        let err = dir.join(format!("{name}.err"));
-        let log = File::options().create(true).append(true).open(&err);
         let mut command = Command::new(binary);
         for (variable, _) in std::env::vars_os() {
             if variable.to_string_lossy().starts_with("TAILRING_") {
                 command.env_remove(variable);
             }
         }
+        command.args(args);
+        Self::spawn(command, dir, name)
+    }
+
+    /// The same with an environment of its own.
+    pub fn spawn(mut command: Command, dir: &Path, name: &str) -> Self {
+        let out = dir.join(format!("{name}.out"));
+        let err = dir.join(format!("{name}.err"));
+        let log = File::options().create(true).append(true).open(&err);
         let child = command
-            .args(args)
             .current_dir(dir)
             .stdin(Stdio::null())
             .stdout(File::create(&out).unwrap())
