@@ -430,3 +430,50 @@ async fn a_backend_that_failed_over_a_span_is_asked_again() {
     assert_eq!(life.stop(SOON).await, 0);
     assert_eq!(disk.content(FILE), None);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "125 s: what was put back is offered again after a minute"]
+async fn what_is_offered_again_is_not_doubled() {
+    let (full, ill) = (SimulatedDisk::new(1), SimulatedDisk::new(2));
+    let backends = [Receiver::start().await, Receiver::start().await];
+    backends[0].rule(no_poison);
+    backends[1].rule(|_| Err(Status::permission_denied("who are you")));
+    let no_room = Life::start(&full, &backends[0], 20 << 20);
+    let refused = Life::start(&ill, &backends[1], BIG_LOG);
+    // Of one of them the first span is at the backend when there is no room for the second.
+    for trace in [30, 60] {
+        no_room
+            .send(vec![
+                span(trace, 0, "fine", 100),
+                span(trace, 1, "poison", 700_000),
+                span(trace, 2, "fine", 100),
+            ])
+            .await;
+    }
+    // The second message is the one that is refused.
+    let giant = (0..30).map(|id| span(1, id, "fine", 100_000)).collect();
+    refused.send(giant).await;
+    refused.counted("worker_exports_put_back_total", 1).await;
+    no_room.counted("worker_exports_put_back_total", 1).await;
+    no_room.counted("worker_spans_exported_total", 3).await;
+    let first = letters(&full);
+    full.set_content(FILE, Vec::new());
+    let ok = std::sync::atomic::AtomicU32::new(0);
+    backends[1].rule(
+        move |_| match ok.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+            1 => Err(Status::permission_denied("who are you")),
+            _ => Ok(()),
+        },
+    );
+    tokio::time::sleep(Duration::from_secs(62)).await;
+    no_room.counted("worker_spans_exported_total", 4).await;
+    refused.counted("worker_exports_put_back_total", 2).await;
+    tokio::time::sleep(Duration::from_secs(62)).await;
+    refused.counted("worker_spans_exported_total", 30).await;
+    assert_eq!(no_room.stop(SOON).await, 0);
+    assert_eq!(refused.stop(SOON).await, 0);
+    assert_once(&taken(&backends[0]), 4);
+    assert_once(&taken(&backends[1]), 30);
+    assert_eq!(first.len(), 1);
+    assert_eq!(letters(&full).len(), 1);
+}
