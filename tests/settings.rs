@@ -54,7 +54,7 @@ fn every_wrong_setting_of_a_worker_is_in_one_report() {
     };
     let policies = file(
         "policies.yaml",
-        "decison_wait: 10s\npolicies:\n  - name: a\n    type: latency\n",
+        "decison_wait: 10s\npolicies:\n  - name: a\n    type: bytes_limiting\n",
     );
     let seed = file("seed", "short\n");
     let headers = file(
@@ -80,7 +80,7 @@ tailring-worker: 21 settings are wrong; nothing was started
   --name (TAILRING_NAME) = bad name: member name \"bad name\" has ' '; only letters, digits, '-', '_', '.', ':', '[' and ']' can stand in one
   --policies (TAILRING_POLICIES) = {policies}: has 2 mistakes
       {policies}:1:1: no setting is called `decison_wait`; did you mean `decision_wait`?
-      {policies}:4:11: policy type `latency` is not supported yet by this version; supported are always_sample and probabilistic
+      {policies}:4:11: policy type `bytes_limiting` is not supported yet by this version; supported are always_sample, latency, probabilistic, rate_limiting, span_count, status_code, string_attribute
   --data-dir (TAILRING_DATA_DIR) = (empty): is empty; write a directory, for example /var/lib/tailring
   --log-max-bytes (TAILRING_LOG_MAX_BYTES) = 64mb: has the unit \"mb\"; the units are kB, MB, GB, TB (powers of 1000) and KiB, MiB, GiB, TiB (powers of 1024)
   --drop-retain (TAILRING_DROP_RETAIN) = 120: has no unit; write 120s for seconds or 120ms for milliseconds

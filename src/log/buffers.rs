@@ -25,6 +25,9 @@ pub struct Lent {
 /// Shorter ones are cheap to make, and would take the places of long ones.
 const KEPT_BYTES_MIN: usize = 64 << 10;
 
+/// Beyond what was asked for.
+const ROOM_BYTES_MAX: usize = 512 << 10;
+
 impl Buffers {
     /// Keeps at most `kept_max` buffers of at most `bytes_max` each.
     pub fn new(kept_max: usize, bytes_max: usize) -> Arc<Self> {
@@ -42,8 +45,10 @@ impl Buffers {
         let kept = kept.map(|index| spare.swap_remove(index));
         drop(spare);
         Lent {
-            // Rounded up, so that the next one, a little longer, finds it long enough.
-            bytes: kept.unwrap_or_else(|| vec![0; len.next_power_of_two()]),
+            // Rounded up, so that the next one, a little longer, finds it long enough. Long ones less:
+            // 4 MiB and a header are not worth 8.
+            bytes: kept
+                .unwrap_or_else(|| vec![0; len.next_power_of_two().min(len + ROOM_BYTES_MAX)]),
             len,
             home: Arc::clone(self),
         }
