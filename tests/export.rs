@@ -150,13 +150,14 @@ async fn what_may_be_retried_is_retried_until_it_arrives() {
     let exporter = Exporter::to(&format!("grpc://{}?compression=gzip", receiver.address));
     receiver.next(status(Code::Unavailable));
     receiver.next(status(Code::Aborted));
+    receiver.next(status(Code::OutOfRange));
     receiver.next(status(Code::DeadlineExceeded));
     assert_eq!(exporter.deliver("a").await, done());
-    assert_eq!(receiver.got().len(), 4);
+    assert_eq!(receiver.got().len(), 5);
     exporter.counted(&[
         "batches_total 1",
-        "attempts_total 4",
-        "retries_total{reason=\"refused_retryable\"} 3",
+        "attempts_total 5",
+        "retries_total{reason=\"refused_retryable\"} 4",
         "throttled_total 0",
     ]);
 }
@@ -190,6 +191,37 @@ async fn a_refusal_for_good_comes_back_and_partial_success_is_done() {
         "refused_batches_total 2",
         "rejected_spans_total 1",
     ]);
+}
+
+#[tokio::test]
+async fn a_tonic_server_that_finds_a_message_too_long_is_not_asked_for_ever() {
+    use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server as service;
+    struct Never;
+    #[tonic::async_trait]
+    impl service::TraceService for Never {
+        async fn export(
+            &self,
+            _: tonic::Request<ExportTraceServiceRequest>,
+        ) -> Result<tonic::Response<ExportTraceServiceResponse>, tonic::Status> {
+            Err(tonic::Status::internal("it was not too long"))
+        }
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = service::TraceServiceServer::new(Never).max_decoding_message_size(100);
+    let routes = tonic::service::Routes::new(server).prepare();
+    tokio::spawn(async move {
+        let (tcp, _) = listener.accept().await.unwrap();
+        let http = hyper::server::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new());
+        let service = hyper_util::service::TowerToHyperService::new(routes);
+        http.serve_connection(TokioIo::new(tcp), service).await
+    });
+    let exporter = Exporter::to(&format!("grpc://{address}"));
+    let Delivery::Refused(refusal) = exporter.deliver(&"x".repeat(200)).await else {
+        panic!("it is too long");
+    };
+    assert_eq!(refusal.code, "OUT_OF_RANGE");
+    assert_eq!(refusal.blame, Blame::Message(Fault::TooLarge));
 }
 
 #[tokio::test]

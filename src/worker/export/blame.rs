@@ -39,7 +39,14 @@ impl Fault {
 }
 
 impl Blame {
-    /// Of an error that is not retryable.
+    /// Whether the message is not to be sent again. Not quite as OTLP says: servers made with tonic
+    /// answer a message that is too long with OUT_OF_RANGE, which is retryable, and a span longer
+    /// than they take would hold up all others for ever.
+    pub(super) fn is_due(error: &ExportError) -> bool {
+        !error.is_retryable() || is_tonics_too_long(error)
+    }
+
+    /// Of an error for which it is due.
     pub(super) fn of(error: &ExportError) -> Self {
         let ExportError::Refused { code, .. } = error else {
             return Self::Backend;
@@ -48,12 +55,18 @@ impl Blame {
             "INVALID_ARGUMENT" | "ALREADY_EXISTS" | "HTTP 400" | "HTTP 409" | "HTTP 422" => {
                 Self::Message(Fault::Contents)
             }
+            _ if is_tonics_too_long(error) => Self::Message(Fault::TooLarge),
             // Headers count as well: they carry the IDs of the message's verdicts.
             "RESOURCE_EXHAUSTED" | "HTTP 413" | "HTTP 431" => Self::Message(Fault::TooLarge),
             "INTERNAL" | "UNKNOWN" | "HTTP 500" => Self::Message(Fault::Unclear),
             _ => Self::Backend,
         }
     }
+}
+
+fn is_tonics_too_long(error: &ExportError) -> bool {
+    matches!(error, ExportError::Refused { code, message, .. }
+        if code == "OUT_OF_RANGE" && message.contains("message length too large"))
 }
 
 #[cfg(test)]

@@ -194,7 +194,7 @@ impl Destination {
             self.metrics.attempt();
             let error = match self.attempt(prepared, &headers).await {
                 Ok(response) => return self.done(response, prepared, batch),
-                Err(e) if !e.is_retryable() => return self.refused(&e),
+                Err(e) if Blame::is_due(&e) => return self.refused(&e),
                 Err(e) => e,
             };
             self.metrics.retry(&error);
