@@ -33,7 +33,8 @@ use prost::Message;
 use receiver::{Receiver, Reply, certificate, message, names};
 use tailring::net::json;
 use tailring::worker::export::{
-    Batch, ConnectError, Delivery, DeliveryConfig, Destination, ExportMetrics, parse_headers,
+    Batch, Blame, ConnectError, Delivery, DeliveryConfig, Destination, ExportMetrics, Fault,
+    Refusal, parse_headers,
 };
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -149,13 +150,14 @@ async fn what_may_be_retried_is_retried_until_it_arrives() {
     let exporter = Exporter::to(&format!("grpc://{}?compression=gzip", receiver.address));
     receiver.next(status(Code::Unavailable));
     receiver.next(status(Code::Aborted));
+    receiver.next(status(Code::OutOfRange));
     receiver.next(status(Code::DeadlineExceeded));
     assert_eq!(exporter.deliver("a").await, done());
-    assert_eq!(receiver.got().len(), 4);
+    assert_eq!(receiver.got().len(), 5);
     exporter.counted(&[
         "batches_total 1",
-        "attempts_total 4",
-        "retries_total{reason=\"refused_retryable\"} 3",
+        "attempts_total 5",
+        "retries_total{reason=\"refused_retryable\"} 4",
         "throttled_total 0",
     ]);
 }
@@ -167,12 +169,17 @@ async fn a_refusal_for_good_comes_back_and_partial_success_is_done() {
     receiver.next(status(Code::InvalidArgument));
     receiver.next(status(Code::ResourceExhausted));
     receiver.next(Reply::Partial(1, "bad".to_owned()));
-    let refused = |code: &str| Delivery::Refused {
-        code: code.to_owned(),
-        message: "no".to_owned(),
+    let refused = |code: &str, fault| {
+        Delivery::Refused(Refusal {
+            code: code.to_owned(),
+            message: "no".to_owned(),
+            blame: Blame::Message(fault),
+        })
     };
-    assert_eq!(exporter.deliver("a").await, refused("INVALID_ARGUMENT"));
-    assert_eq!(exporter.deliver("a").await, refused("RESOURCE_EXHAUSTED"));
+    let invalid = refused("INVALID_ARGUMENT", Fault::Contents);
+    assert_eq!(exporter.deliver("a").await, invalid);
+    let too_large = refused("RESOURCE_EXHAUSTED", Fault::TooLarge);
+    assert_eq!(exporter.deliver("a").await, too_large);
     let partial = Delivery::Done {
         rejected_spans: 1,
         message: "bad".to_owned(),
@@ -184,6 +191,37 @@ async fn a_refusal_for_good_comes_back_and_partial_success_is_done() {
         "refused_batches_total 2",
         "rejected_spans_total 1",
     ]);
+}
+
+#[tokio::test]
+async fn a_tonic_server_that_finds_a_message_too_long_is_not_asked_for_ever() {
+    use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server as service;
+    struct Never;
+    #[tonic::async_trait]
+    impl service::TraceService for Never {
+        async fn export(
+            &self,
+            _: tonic::Request<ExportTraceServiceRequest>,
+        ) -> Result<tonic::Response<ExportTraceServiceResponse>, tonic::Status> {
+            Err(tonic::Status::internal("it was not too long"))
+        }
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = service::TraceServiceServer::new(Never).max_decoding_message_size(100);
+    let routes = tonic::service::Routes::new(server).prepare();
+    tokio::spawn(async move {
+        let (tcp, _) = listener.accept().await.unwrap();
+        let http = hyper::server::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new());
+        let service = hyper_util::service::TowerToHyperService::new(routes);
+        http.serve_connection(TokioIo::new(tcp), service).await
+    });
+    let exporter = Exporter::to(&format!("grpc://{address}"));
+    let Delivery::Refused(refusal) = exporter.deliver(&"x".repeat(200)).await else {
+        panic!("it is too long");
+    };
+    assert_eq!(refusal.code, "OUT_OF_RANGE");
+    assert_eq!(refusal.blame, Blame::Message(Fault::TooLarge));
 }
 
 #[tokio::test]
@@ -414,10 +452,11 @@ async fn http_answers_are_retried_or_refused_by_the_otlp_rules() {
     backend.next(502, &[], "");
     backend.next(504, &[], "");
     backend.next(400, &[PROTOBUF], status.encode_to_vec());
-    let refused = Delivery::Refused {
+    let refused = Delivery::Refused(Refusal {
         code: "HTTP 400".to_owned(),
         message: "bad spans".to_owned(),
-    };
+        blame: Blame::Message(Fault::Contents),
+    });
     assert_eq!(exporter.deliver("a").await, refused);
     {
         let posted = backend.posted.lock().unwrap();
@@ -432,14 +471,16 @@ async fn http_answers_are_retried_or_refused_by_the_otlp_rules() {
     ]);
 
     backend.next(404, &[], "x".repeat(1 << 20));
-    let Delivery::Refused { code, message } = exporter.deliver("a").await else {
+    let Delivery::Refused(refusal) = exporter.deliver("a").await else {
         panic!("404 is for good");
     };
-    assert_eq!(code, "HTTP 404");
+    assert_eq!(refusal.code, "HTTP 404");
+    assert_eq!(refusal.blame, Blame::Backend);
+    let message = refusal.message;
     assert!(message.len() < 2000, "{}", message.len());
 
     backend.next(301, &[("location", "https://elsewhere/")], "");
-    let Delivery::Refused { message, .. } = exporter.deliver("a").await else {
+    let Delivery::Refused(Refusal { message, .. }) = exporter.deliver("a").await else {
         panic!("a redirect is not followed");
     };
     assert!(message.contains("https://elsewhere/"), "{message}");
@@ -655,7 +696,8 @@ async fn a_file_that_cannot_be_written_is_retried_and_garbage_is_refused() {
         message: Bytes::from_static(&[0x0a, 0xff]),
         ..batch("")
     };
-    let Delivery::Refused { code, .. } = exporter.destination.deliver(&garbage).await else {
+    let Delivery::Refused(Refusal { code, .. }) = exporter.destination.deliver(&garbage).await
+    else {
         panic!("garbage does not get better");
     };
     assert_eq!(code, "INVALID_ARGUMENT");

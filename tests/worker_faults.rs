@@ -195,7 +195,7 @@ async fn what_a_backend_has_of_a_refused_trace_is_not_sent_again() {
     let disk = SimulatedDisk::default();
     let backend = Receiver::start().await;
     backend.next(Reply::Ok);
-    backend.next(Reply::Status(Status::invalid_argument("no")));
+    backend.next(Reply::Status(Status::permission_denied("no")));
     let worker = start("a", &disk, 1, alone(), &backend);
     // One trace of 10 MB: four messages, of which the second one is refused.
     for part in 0..10 {

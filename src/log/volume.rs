@@ -92,6 +92,11 @@ impl<D: Disk> Volume<D> {
         })
     }
 
+    /// For files beside the segments.
+    pub fn disk(&self) -> &D {
+        &self.disk
+    }
+
     /// Carries out one operation; gives a written buffer back.
     ///
     /// After a write that failed the segment ends where it was sound and takes no other, so that

@@ -2,34 +2,34 @@
 //!
 //! The exporter pulls: a shard never pushes and never waits. Traces are grouped into messages by
 //! bytes and within a message by resource; a trace larger than a message goes out in several. Only
-//! what the backend has does the shard hear of, and only then may the log forget it.
+//! of what the backend has, or a dead letter, does the shard hear, and only then may the log forget
+//! it. What becomes of a message that is refused for good is `isolation`'s.
 
-use std::collections::VecDeque;
-use std::sync::Arc;
+use std::cmp::Ordering;
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
 use tokio::task::JoinHandle;
-use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::log::{Buffers, Disk, ReadError, StoredFragment, Volume};
-use crate::model::{Extent, Member, Randomness, TraceId, VerdictId};
+use crate::model::{Extent, FragmentHash, Member, Randomness, SteadyClock};
 use crate::net::metadata;
-use crate::wire::{BatchBuilder, Weight, leading_span_id, spans_in};
-use crate::worker::export::{Batch, Delivery, Destination};
+use crate::wire::Weight;
+use crate::worker::dead_letters::DeadLetters;
+use crate::worker::export::{Batch, Delivery, Destination, Refusal};
+use crate::worker::isolation::{Isolation, Trust};
+use crate::worker::message::{Message, Origin, Seen, Source};
 use crate::worker::metrics::WorkerMetrics;
 use crate::worker::shard::ExportWork;
 use crate::worker::shard_thread::ShardHandle;
 
-/// A message is closed before it has more bytes, unless a single span has, or a resource is heavy.
-const MESSAGE_BYTES: usize = 1 << 20;
-/// What most backends take: grpc-go servers refuse more than 4 MiB by default.
-const ACCEPTED_BYTES: usize = (4 << 20) - (64 << 10);
-/// A resource that leaves less than this to its spans in what backends take is too heavy for them.
-const WORTHWHILE_BYTES: usize = 256 << 10;
 /// Traces in one piece of work. Their verdict IDs travel in one header: 4 kB, 5.5 kB as base64,
 /// below the 8 kB that proxies take.
 const TRACES_MAX: usize = 1_000;
+/// Fragments that are remembered to be sent in part: 100 kB.
+const BEGUN_MAX: usize = 4_096;
 /// Read back at a time.
 const READ_BYTES: u64 = 2 << 20;
 
@@ -41,6 +41,10 @@ pub(crate) struct Exporter<D: Disk> {
     pub(crate) shard: ShardHandle,
     pub(crate) volume: Arc<Volume<D>>,
     pub(crate) destination: Arc<Destination>,
+    pub(crate) dead_letters: Arc<DeadLetters<D>>,
+    pub(crate) trust: Arc<Trust>,
+    pub(crate) begun: Arc<Begun>,
+    pub(crate) clock: SteadyClock,
     pub(crate) metrics: WorkerMetrics,
     pub(crate) dedup_seed: u64,
     /// Whether spans without `th` were certain to come, as the rules say.
@@ -49,53 +53,33 @@ pub(crate) struct Exporter<D: Disk> {
     pub(crate) buffers: Arc<Buffers>,
 }
 
-/// A message being put together.
-#[derive(Default)]
-struct Message {
-    builder: BatchBuilder,
-    traces: Vec<(TraceId, VerdictId)>,
-    spans: u32,
-}
+/// How far fragments have come that were stuck in the middle: the log knows whole ones only. Lost
+/// with the process; what a backend has of such a fragment then comes to it a second time.
+#[derive(Debug, Default)]
+pub(crate) struct Begun(Mutex<HashMap<FragmentHash, u32>>);
 
-impl Message {
-    /// A heavy resource goes out with every message that has a span of it: a thousand traces below
-    /// 4 MiB of attributes would make 4 GiB, if each filled a message. So its spans get as much
-    /// room as itself, if the backend takes that.
-    fn bytes_max(&self) -> usize {
-        let heaviest = self.builder.heaviest_header();
-        let doubled = MESSAGE_BYTES.max(2 * heaviest);
-        if heaviest + WORTHWHILE_BYTES <= ACCEPTED_BYTES {
-            doubled.min(ACCEPTED_BYTES)
-        } else {
-            doubled
+impl Begun {
+    fn spans(&self, fragment: FragmentHash) -> u32 {
+        let begun = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        begun.get(&fragment).copied().unwrap_or(0)
+    }
+
+    fn note(&self, fragment: FragmentHash, spans: u32) {
+        let mut begun = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if spans > 0 && (begun.len() < BEGUN_MAX || begun.contains_key(&fragment)) {
+            begun.insert(fragment, spans);
         }
     }
-}
 
-/// The spans of one trace that went into messages, to leave out copies.
-#[derive(Default)]
-struct Seen {
-    /// By the span ID it begins with, the first span that had it.
-    first: hashbrown::HashMap<[u8; 8], SeenSpan, foldhash::fast::RandomState>,
-    /// Sections of this trace that went into the message being put together.
-    sections: Vec<Bytes>,
-    /// Hashes of others that had the same ID.
-    others: Vec<u64>,
-    duplicates: u64,
-    conflicts: u64,
-}
-
-/// A span, to compare another with. Its bytes as long as the message is not out, its hash
-/// afterwards: most IDs never come again, and most spans are never hashed.
-#[derive(Clone, Copy)]
-enum SeenSpan {
-    /// Of the last sections.
-    At {
-        section: u32,
-        start: u32,
-        end: u32,
-    },
-    Hash(u64),
+    fn forget(&self, done: &ExportWork) {
+        let mut begun = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if begun.is_empty() {
+            return;
+        }
+        for fragment in done.traces.iter().flat_map(|it| &it.fragments) {
+            begun.remove(&fragment.hash());
+        }
+    }
 }
 
 impl<D: Disk> Exporter<D> {
@@ -115,12 +99,15 @@ impl<D: Disk> Exporter<D> {
             work: Arc::new(work),
             trace: 0,
             fragment: 0,
+            span: 0,
             ahead: VecDeque::new(),
             seen: Seen::default(),
         };
-        // Where the backend's share ends: in the middle of a trace that takes several messages, too.
-        let mut delivered = (0, 0);
-        let mut refused = false;
+        // Up to where all is settled but what is stuck: in the middle of a trace that takes several
+        // messages, too.
+        let mut settled = reader.origin();
+        let mut stuck = HashMap::new();
+        let mut put_back = false;
         while !self.shard.exports_stopped() {
             let exporter = self.clone();
             // Reading is file I/O and hashing: not for the threads that serve sockets.
@@ -133,40 +120,33 @@ impl<D: Disk> Exporter<D> {
                 return;
             };
             reader = back;
-            match message {
+            let message = match message {
+                Ok(Some(message)) => message,
                 Ok(None) => {
-                    delivered = (reader.trace, reader.fragment);
+                    settled = reader.origin();
                     break;
-                }
-                Ok(Some(message)) => {
-                    let unwritten = message.builder.unwritten();
-                    let batch = self.batch(message);
-                    match self.destination.deliver(&batch).await {
-                        Delivery::Done { .. } => {
-                            delivered = (reader.trace, reader.fragment);
-                            self.metrics.spans_exported.inc_by(u64::from(batch.spans));
-                            self.metrics.weights_unwritten(unwritten);
-                        }
-                        Delivery::Refused { code, message } => {
-                            tracing::error!(
-                                code,
-                                message,
-                                traces = batch.traces,
-                                spans = batch.spans,
-                                "the backend refused traces for good; they stay in the log and are offered again in a minute"
-                            );
-                            refused = true;
-                            break;
-                        }
-                    }
                 }
                 Err(error) => {
                     self.metrics.log_read_failures.inc();
                     tracing::error!(%error, "kept traces cannot be read back; trying again in a minute");
-                    refused = true;
+                    put_back = true;
+                    break;
+                }
+            };
+            if let Err(refusal) = self.send(&message).await {
+                let outcome = Isolation::new(self, &message).settle(refusal).await;
+                for origin in outcome.stuck {
+                    put_back = true;
+                    reader.leave(origin.trace);
+                    stuck.insert(origin.trace, origin);
+                }
+                if outcome.is_backend {
+                    settled = reader.origin();
+                    put_back = true;
                     break;
                 }
             }
+            settled = reader.origin();
         }
         self.metrics
             .spans_deduplicated
@@ -175,13 +155,47 @@ impl<D: Disk> Exporter<D> {
         let Some(work) = Arc::into_inner(reader.work) else {
             return;
         };
-        let (delivered, rest) = work.split_at(delivered.0, delivered.1);
-        if !delivered.traces.is_empty() {
-            self.shard.exported(delivered);
+        let mut done = Vec::with_capacity(work.traces.len());
+        for (trace, export) in work.traces.iter().enumerate() {
+            let all = Origin {
+                trace,
+                fragment: export.fragments.len(),
+                span: 0,
+            };
+            let none = Origin { fragment: 0, ..all };
+            let until = match (stuck.get(&trace), trace.cmp(&settled.trace)) {
+                (Some(stuck), _) => *stuck,
+                (None, Ordering::Less) => all,
+                (None, Ordering::Equal) => settled,
+                (None, Ordering::Greater) => none,
+            };
+            if let Some(fragment) = export.fragments.get(until.fragment) {
+                self.begun.note(fragment.hash(), until.span);
+            }
+            done.push(until.fragment);
         }
-        // Not refused: the process is stopping, and the next one goes on with it.
-        if refused {
+        let (done, rest) = work.split(&done);
+        self.begun.forget(&done);
+        if !done.traces.is_empty() {
+            self.shard.exported(done);
+        }
+        // Else the process is stopping, and the next one goes on with it.
+        if put_back && !rest.traces.is_empty() {
             self.shard.put_back(rest);
+        }
+    }
+
+    /// Sends a message until the backend takes it or refuses it for good.
+    pub(crate) async fn send(&self, message: &Message) -> Result<(), Refusal> {
+        let batch = self.batch(message);
+        match self.destination.deliver(&batch).await {
+            Delivery::Done { .. } => {
+                self.trust.taken();
+                self.metrics.spans_exported.inc_by(u64::from(batch.spans));
+                self.metrics.weights_unwritten(message.builder.unwritten());
+                Ok(())
+            }
+            Delivery::Refused(refusal) => Err(refusal),
         }
     }
 
@@ -213,11 +227,9 @@ impl<D: Disk> Exporter<D> {
         Ok(stored)
     }
 
-    fn batch(&self, mut message: Message) -> Batch {
-        message.traces.sort_unstable();
-        message.traces.dedup();
-        let verdicts: Vec<u8> = message
-            .traces
+    fn batch(&self, message: &Message) -> Batch {
+        let traces = message.verdicts();
+        let verdicts: Vec<u8> = traces
             .iter()
             .flat_map(|(_, id)| id.0.to_be_bytes())
             .collect();
@@ -234,7 +246,7 @@ impl<D: Disk> Exporter<D> {
         message.builder.write_to(encoded.bytes_mut());
         Batch {
             spans: message.spans,
-            traces: message.traces.len() as u32,
+            traces: traces.len() as u32,
             message: encoded.freeze(),
             metadata: headers,
         }
@@ -246,12 +258,22 @@ struct Reader {
     work: Arc<ExportWork>,
     trace: usize,
     fragment: usize,
+    /// Spans of the fragment that were gone through.
+    span: u32,
     /// Read and not yet in a message; of the first one, a part may be.
     ahead: VecDeque<Option<StoredFragment>>,
     seen: Seen,
 }
 
 impl Reader {
+    fn origin(&self) -> Origin {
+        Origin {
+            trace: self.trace,
+            fragment: self.fragment,
+            span: self.span,
+        }
+    }
+
     /// The next message of this work; `None` when all of it was read.
     fn next_message<D: Disk>(
         &mut self,
@@ -286,29 +308,32 @@ impl Reader {
                 Randomness::of(export.decision.trace),
                 exporter.assume_unsampled_upstream,
             );
-            // Only one that is larger than a message is cut: should the backend refuse the second
-            // part, the log knows no way to say that it has the first.
+            // Only one that is larger than a message is cut: should the process end in between, the
+            // log knows no way to say that the backend has the first part.
             let spans_len: usize = fragment.scopes.iter().map(|scope| scope.spans.len()).sum();
             let len_max = spans_len + fragment.spans as usize * weight.growth_max();
             if message.spans > 0 && message.builder.encoded_len() + len_max > message.bytes_max() {
                 return false;
             }
+            let done = exporter.begun.spans(fragment.hash);
+            let mut source = Source {
+                verdict: (export.decision.trace, export.decision.id),
+                weight,
+                resource: fragment.resource_header.clone(),
+                scope: Bytes::new(),
+            };
             for (number, scope) in fragment.scopes.iter_mut().enumerate() {
-                let before = message.spans;
-                let added = self.seen.add(
-                    message,
-                    exporter.dedup_seed,
-                    &weight,
-                    &fragment.resource_header,
-                    &scope.header,
-                    &scope.spans,
-                );
-                if message.spans > before {
-                    let verdict = (export.decision.trace, export.decision.id);
-                    if message.traces.last() != Some(&verdict) {
-                        message.traces.push(verdict);
-                    }
-                }
+                source.scope = scope.header.clone();
+                let origin = Origin {
+                    trace: self.trace,
+                    fragment: self.fragment,
+                    span: self.span,
+                };
+                let seed = exporter.dedup_seed;
+                let (added, spans) =
+                    self.seen
+                        .add(message, seed, &source, origin, done, &scope.spans);
+                self.span += spans;
                 if added < scope.spans.len() {
                     scope.spans = scope.spans.slice(added..);
                     fragment.scopes.drain(..number);
@@ -318,12 +343,30 @@ impl Reader {
         }
         self.ahead.pop_front();
         self.fragment += 1;
+        self.span = 0;
         if self.fragment == export.fragments.len() {
-            self.fragment = 0;
-            self.trace += 1;
-            self.seen.next_trace();
+            self.next_trace();
         }
         true
+    }
+
+    fn next_trace(&mut self) {
+        self.fragment = 0;
+        self.trace += 1;
+        self.seen.next_trace();
+    }
+
+    /// Reads no more of this trace, should that be where it is.
+    fn leave(&mut self, trace: usize) {
+        let Some(export) = self.work.traces.get(trace) else {
+            return;
+        };
+        if self.trace == trace {
+            let rest = export.fragments.len() - self.fragment;
+            self.ahead.drain(..rest.min(self.ahead.len()));
+            self.span = 0;
+            self.next_trace();
+        }
     }
 
     /// Fragments still to read, in order, of one trace or of several, up to what one read takes.
@@ -343,118 +386,5 @@ impl Reader {
             skip = 0;
         }
         extents
-    }
-}
-
-impl Seen {
-    fn next_trace(&mut self) {
-        self.first.clear();
-        self.sections.clear();
-        self.others.clear();
-    }
-
-    /// A message goes out in the middle of a trace: lets go of its buffers.
-    fn next_message(&mut self, seed: u64) {
-        let Self {
-            first, sections, ..
-        } = self;
-        for span in first.values_mut() {
-            if let SeenSpan::At { .. } = span {
-                *span = SeenSpan::Hash(xxh3_64_with_seed(bytes_of(sections, *span), seed));
-            }
-        }
-        sections.clear();
-    }
-
-    /// Whether the span at these places of the last section is new in the trace.
-    fn is_new(&mut self, span: &[u8], start: usize, end: usize, seed: u64) -> bool {
-        let Some(id) = leading_span_id(span) else {
-            return true;
-        };
-        let first = match self.first.entry(id) {
-            hashbrown::hash_map::Entry::Vacant(place) => {
-                place.insert(SeenSpan::At {
-                    section: self.sections.len() as u32 - 1,
-                    start: start as u32,
-                    end: end as u32,
-                });
-                return true;
-            }
-            hashbrown::hash_map::Entry::Occupied(held) => *held.get(),
-        };
-        let is_same = match first {
-            SeenSpan::At { .. } => bytes_of(&self.sections, first) == span,
-            SeenSpan::Hash(hash) => hash == xxh3_64_with_seed(span, seed),
-        };
-        if is_same {
-            self.duplicates += 1;
-            return false;
-        }
-        let hash = xxh3_64_with_seed(span, seed);
-        if self.others.contains(&hash) {
-            self.duplicates += 1;
-            return false;
-        }
-        self.conflicts += 1;
-        self.others.push(hash);
-        true
-    }
-
-    /// Adds a section to the message without its copies: runs of new spans as they lie. Gives the
-    /// length of what found room; an empty message has room for any one span.
-    fn add(
-        &mut self,
-        message: &mut Message,
-        seed: u64,
-        weight: &Weight,
-        resource: &[u8],
-        scope: &[u8],
-        section: &Bytes,
-    ) -> usize {
-        let mut run_start = 0;
-        let mut run_spans = 0;
-        let mut at = 0;
-        let mut is_full = false;
-        self.sections.push(section.clone());
-        for (field, span) in spans_in(section) {
-            let growth = (run_spans + 1) * weight.growth_max();
-            let filled = message.builder.encoded_len() + at - run_start + growth;
-            if message.spans > 0 && filled + field.len() > message.bytes_max() {
-                is_full = true;
-                break;
-            }
-            let end = at + field.len();
-            if self.is_new(span, end - span.len(), end, seed) {
-                message.spans += 1;
-                run_spans += 1;
-            } else {
-                if run_start < at {
-                    message
-                        .builder
-                        .add(resource, scope, section.slice(run_start..at), weight);
-                }
-                run_start = end;
-                run_spans = 0;
-            }
-            at = end;
-        }
-        if run_start < at {
-            message
-                .builder
-                .add(resource, scope, section.slice(run_start..at), weight);
-        }
-        // To the end, should what is there not parse: it would be met again and again.
-        if is_full { at } else { section.len() }
-    }
-}
-
-fn bytes_of(sections: &[Bytes], span: SeenSpan) -> &[u8] {
-    match span {
-        SeenSpan::At {
-            section,
-            start,
-            end,
-        } => &sections[section as usize][start as usize..end as usize],
-        SeenSpan::Hash(_) => &[],
     }
 }

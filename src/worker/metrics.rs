@@ -11,6 +11,7 @@ use crate::model::Verdict;
 use crate::policy::Rules;
 use crate::trace::DecideReason;
 use crate::wire::{RejectReason, Unwritten, UnwrittenSpans};
+use crate::worker::dead_letters::DeadLetterMetrics;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RejectLabels {
@@ -167,6 +168,7 @@ pub struct WorkerMetrics {
     pub log_read_failures: Counter,
     pub log_fragments_damaged: Counter,
     pub forwards_failed: Counter,
+    pub dead_letters: DeadLetterMetrics,
 }
 
 impl WorkerMetrics {
@@ -334,7 +336,7 @@ impl WorkerMetrics {
             exports_put_back: counter(
                 registry,
                 "worker_exports_put_back",
-                "Kept traces that the backend refused for good, kept in the log to be offered again",
+                "Kept traces that the backend refused, or that could not be read back, kept in the log to be offered again",
             ),
             append_seconds,
             decision_lag_seconds,
@@ -364,6 +366,7 @@ impl WorkerMetrics {
                 "worker_log_fragments_damaged",
                 "Kept fragments whose bytes in the log are damaged; they were left out",
             ),
+            dead_letters: DeadLetterMetrics::register(registry),
             forwards_failed: counter(
                 registry,
                 "worker_forwards_failed",

@@ -2,16 +2,20 @@
 //!
 //! Reading order: `ingest` (from a message to acknowledged fragments) → `shard` (the state
 //! machine that owns traces) → `shard_thread` and `disk` (the threads that run it and write for it)
-//! → `limiter` (the limits that all shards ask) → `exporter` (from a verdict to the backend's OK) → `export` (destinations). `forward` passes on
-//! what belongs to others.
+//! → `limiter` (the limits that all shards ask) → `exporter` and `message` (from a verdict to the
+//! backend's OK) → `isolation` and `dead_letters` (what the backend refuses) → `export` (destinations).
+//! `forward` passes on what belongs to others.
 
 pub mod export;
 
+mod dead_letters;
 mod disk;
 mod exporter;
 mod forward;
 pub mod ingest;
+mod isolation;
 mod limiter;
+mod message;
 mod metrics;
 pub mod shard;
 mod shard_thread;

@@ -14,11 +14,13 @@ use crate::policy::Rules;
 use crate::ring::SLOTS;
 use crate::trace::DecisionMemory;
 use crate::wire::{Fragments, Scan, ScanLimits};
+use crate::worker::dead_letters::{DeadLetters, LetterSize};
 use crate::worker::disk::AckLevel;
 use crate::worker::export::Destination;
-use crate::worker::exporter::{EXPORTERS_PER_SHARD, Exporter};
+use crate::worker::exporter::{Begun, EXPORTERS_PER_SHARD, Exporter};
 use crate::worker::forward::Peers;
 use crate::worker::ingest::shard_of;
+use crate::worker::isolation::Trust;
 use crate::worker::limiter::{self, Limiter};
 use crate::worker::metrics::WorkerMetrics;
 use crate::worker::shard::{Shard, ShardConfig};
@@ -61,6 +63,7 @@ pub struct Worker {
     pub(crate) peers: Arc<Peers>,
     pub(crate) metrics: WorkerMetrics,
     space: Arc<Space>,
+    letters: Arc<dyn LetterSize>,
     clock: SteadyClock,
     recovery: RecoveryReport,
     deciding: AtomicBool,
@@ -161,6 +164,13 @@ impl Worker {
             }
             None => None,
         };
+        let letters = DeadLetters::new(
+            volume.clone(),
+            config.log_max_bytes,
+            metrics.dead_letters.clone(),
+        );
+        let letters = Arc::new(letters);
+        let (trust, begun) = (Arc::new(Trust::default()), Arc::new(Begun::default()));
         let messages = Buffers::new(SPARE_MESSAGES, SPARE_MESSAGE_BYTES_MAX);
         let exporters = handles
             .iter()
@@ -171,6 +181,10 @@ impl Worker {
                     shard: shard.clone(),
                     volume: volume.clone(),
                     destination: destination.clone(),
+                    dead_letters: letters.clone(),
+                    trust: trust.clone(),
+                    begun: begun.clone(),
+                    clock,
                     metrics: metrics.clone(),
                     dedup_seed: secret,
                     assume_unsampled_upstream: rules.assume_unsampled_upstream,
@@ -187,6 +201,7 @@ impl Worker {
             peers: Arc::default(),
             metrics,
             space,
+            letters,
             clock,
             recovery,
             deciding: AtomicBool::new(false),
@@ -215,6 +230,7 @@ impl Worker {
         }
         self.metrics.log_bytes.set(self.space.used_bytes() as i64);
         self.metrics.log_segments.set(self.space.segments() as i64);
+        self.letters.show();
         joined
     }
 

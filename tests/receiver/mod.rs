@@ -48,11 +48,17 @@ pub struct Got {
     pub request: ExportTraceServiceRequest,
     pub metadata: http::HeaderMap,
     pub at: Instant,
+    /// By the rule; the script's answers are not looked at.
+    pub refused: bool,
 }
+
+/// Refuses what it says so for.
+pub type Rule = Box<dyn Fn(&ExportTraceServiceRequest) -> Result<(), Status> + Send>;
 
 #[derive(Default)]
 pub struct Script {
     replies: Mutex<VecDeque<Reply>>,
+    rule: Mutex<Option<Rule>>,
     got: Mutex<Vec<Got>>,
     cancelled: watch::Sender<usize>,
     arrived: watch::Sender<usize>,
@@ -134,6 +140,14 @@ impl Receiver {
         self.script.replies.lock().unwrap().push_back(reply);
     }
 
+    /// Asked about every request, before the script is.
+    pub fn rule(
+        &self,
+        rule: impl Fn(&ExportTraceServiceRequest) -> Result<(), Status> + Send + 'static,
+    ) {
+        *self.script.rule.lock().unwrap() = Some(Box::new(rule));
+    }
+
     pub fn got(&self) -> std::sync::MutexGuard<'_, Vec<Got>> {
         self.script.got.lock().unwrap()
     }
@@ -195,6 +209,13 @@ async fn serve(
     }
 }
 
+impl Script {
+    fn refuses(&self, request: &ExportTraceServiceRequest) -> Option<Status> {
+        let rule = self.rule.lock().unwrap();
+        rule.as_ref().and_then(|rule| rule(request).err())
+    }
+}
+
 struct Service(Arc<Script>);
 
 #[tonic::async_trait]
@@ -204,13 +225,18 @@ impl TraceService for Service {
         request: Request<ExportTraceServiceRequest>,
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
         let (metadata, _, request) = request.into_parts();
+        let refused = self.0.refuses(&request);
         let reply = {
             self.0.got.lock().unwrap().push(Got {
                 request,
                 metadata: metadata.into_headers(),
                 at: Instant::now(),
+                refused: refused.is_some(),
             });
-            self.0.replies.lock().unwrap().pop_front()
+            match refused {
+                Some(status) => Some(Reply::Status(status)),
+                None => self.0.replies.lock().unwrap().pop_front(),
+            }
         };
         self.0.arrived.send_modify(|n| *n += 1);
         let mut response = Response::new(ExportTraceServiceResponse::default());

@@ -49,7 +49,9 @@ const CODES: [&str; 17] = [
     "UNAUTHENTICATED",
 ];
 
-/// Reads the answer up to `bytes_max` bytes of body.
+/// Reads the answer and holds up to `bytes_max` bytes of its body. Of a longer one the rest is let
+/// pass by, as long as the call has time: behind it stands whether the message was taken, and to
+/// guess wrong would be to send it a second time.
 pub(super) async fn read(
     response: Response<Incoming>,
     bytes_max: usize,
@@ -75,15 +77,15 @@ pub(super) async fn read(
     }
 
     let mut message = Vec::new();
+    let mut is_too_long = false;
     let trailers = loop {
         match body.frame().await {
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(mut data) => {
-                    if message.len() + data.remaining() > bytes_max + PREFIX_BYTES {
-                        return Err(refused(
-                            "RESOURCE_EXHAUSTED",
-                            format!("the answer is longer than {bytes_max} bytes"),
-                        ));
+                    is_too_long |= message.len() + data.remaining() > bytes_max + PREFIX_BYTES;
+                    if is_too_long {
+                        message = Vec::new();
+                        continue;
                     }
                     while data.has_remaining() {
                         message.extend_from_slice(data.chunk());
@@ -103,6 +105,10 @@ pub(super) async fn read(
         Some(Err(e)) => Err(e),
         Some(Ok(())) => {
             let mut accepted = partial_success(message.get(PREFIX_BYTES..).unwrap_or_default());
+            if is_too_long {
+                accepted.message =
+                    format!("the receiver's answer is longer than {bytes_max} bytes");
+            }
             accepted.view = view.or_else(|| view_of(&trailers));
             Ok(accepted)
         }

@@ -49,7 +49,7 @@ impl ExportMetrics {
         );
         let refused = counter(
             "export_refused_batches",
-            "Batches that the destination refused for good; their traces stay in the log",
+            "Batches that the destination refused for good; sent again in parts, or whole in a minute",
         );
         let rejected_spans = counter(
             "export_rejected_spans",

@@ -6,6 +6,7 @@
 //! what is marked in the log afterwards, is the caller's.
 
 mod backoff;
+mod blame;
 mod file;
 mod headers;
 mod metrics;
@@ -27,6 +28,7 @@ use crate::net::client::{
 use crate::net::json;
 
 use backoff::Backoff;
+pub use blame::{Blame, Fault};
 use file::LineFile;
 pub use headers::{HeaderLineError, parse_headers};
 pub use metrics::ExportMetrics;
@@ -53,11 +55,17 @@ pub enum Delivery {
         message: String,
     },
     /// The destination will not take this message, now or in a moment. The caller keeps the traces.
-    Refused {
-        /// gRPC code name, HTTP status, or what is wrong with the message.
-        code: String,
-        message: String,
-    },
+    Refused(Refusal),
+}
+
+/// An answer that is not worth repeating the message for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// gRPC code name or HTTP status.
+    pub code: String,
+    /// At most a kilobyte, in the destination's words.
+    pub message: String,
+    pub blame: Blame,
 }
 
 /// How a destination insists.
@@ -158,6 +166,11 @@ impl Destination {
         })
     }
 
+    /// As `--export` says it, without its parameters.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Delivers a batch, however long it takes. Dropping the future gives up; the destination may
     /// or may not have the batch then.
     pub async fn deliver(&self, batch: &Batch) -> Delivery {
@@ -181,7 +194,7 @@ impl Destination {
             self.metrics.attempt();
             let error = match self.attempt(prepared, &headers).await {
                 Ok(response) => return self.done(response, prepared, batch),
-                Err(e) if !e.is_retryable() => return self.refused(&e),
+                Err(e) if Blame::is_due(&e) => return self.refused(&e),
                 Err(e) => e,
             };
             self.metrics.retry(&error);
@@ -274,20 +287,23 @@ impl Destination {
         }
     }
 
+    /// Not worth a line of its own: a message is sent in ever smaller parts until it is known what
+    /// is wrong with it, and the caller says what came out.
     fn refused(&self, error: &ExportError) -> Delivery {
         self.metrics.refused();
-        tracing::error!(destination = self.name, error = %error, "the destination refused a batch");
-        match error {
-            ExportError::Refused { code, message, .. } => Delivery::Refused {
-                code: code.clone(),
-                message: message.clone(),
-            },
+        tracing::debug!(destination = self.name, error = %error, "the destination refused a batch");
+        let (code, message) = match error {
+            ExportError::Refused { code, message, .. } => (code.clone(), message.clone()),
             // Retryable in themselves, but the batch could not even be prepared.
-            ExportError::Unreachable(_) | ExportError::TimedOut(_) => Delivery::Refused {
-                code: "INTERNAL".to_owned(),
-                message: error.to_string(),
-            },
-        }
+            ExportError::Unreachable(_) | ExportError::TimedOut(_) => {
+                ("INTERNAL".to_owned(), error.to_string())
+            }
+        };
+        Delivery::Refused(Refusal {
+            code,
+            message,
+            blame: Blame::of(error),
+        })
     }
 }
 

@@ -77,20 +77,24 @@ pub struct ExportTrace {
 }
 
 impl ExportWork {
-    /// What comes before fragment `fragment` of trace `trace`, and the rest. A trace that is cut
-    /// is in both.
-    pub fn split_at(mut self, trace: usize, fragment: usize) -> (Self, Self) {
-        let mut rest = self.traces.split_off(trace.min(self.traces.len()));
-        if let Some(cut) = rest.first_mut()
-            && fragment > 0
-        {
-            let behind = cut.fragments.split_off(fragment.min(cut.fragments.len()));
-            self.traces.push(ExportTrace {
-                decision: cut.decision,
-                fragments: std::mem::replace(&mut cut.fragments, behind),
-            });
+    /// The first `done` fragments of each trace, and the rest. A trace that is cut is in both.
+    pub fn split(self, done: &[usize]) -> (Self, Self) {
+        let (mut first, mut rest) = (Vec::new(), Vec::new());
+        for (place, mut export) in self.traces.into_iter().enumerate() {
+            let done = done.get(place).copied().unwrap_or(0);
+            let behind = export.fragments.split_off(done.min(export.fragments.len()));
+            let decision = export.decision;
+            if !export.fragments.is_empty() {
+                first.push(export);
+            }
+            if !behind.is_empty() {
+                rest.push(ExportTrace {
+                    decision,
+                    fragments: behind,
+                });
+            }
         }
-        (self, Self { traces: rest })
+        (Self { traces: first }, Self { traces: rest })
     }
 }
 

@@ -172,12 +172,21 @@ impl Model {
         let work = self.works.swap_remove(place);
         let traces = self.random.random_range(0..=work.traces.len());
         let fragments = self.random.random_range(0..2);
-        let (delivered, rest) = if self.random.random_range(0..3) == 0 {
-            work.split_at(traces, fragments)
-        } else {
-            let all = work.traces.len();
-            work.split_at(all, 0)
-        };
+        let all = work.traces.iter().map(|it| it.fragments.len());
+        let mut done: Vec<usize> = all.collect();
+        match self.random.random_range(0..6) {
+            // All up to a place in the middle of a trace.
+            0 | 1 => {
+                done.truncate(traces);
+                done.push(fragments);
+            }
+            // Each trace up to a place of its own.
+            2 => done
+                .iter_mut()
+                .for_each(|done| *done = self.random.random_range(0..=*done)),
+            _ => {}
+        }
+        let (delivered, rest) = work.split(&done);
         for (export, ids) in delivered.traces.iter().zip(self.read(&delivered)) {
             let trace = export.decision.trace;
             let known = self.verdicts.entry(trace).or_insert(export.decision.id);
