@@ -68,13 +68,15 @@
 //!
 //! Tombstones (EXPORTED, VERDICT) lie in younger segments than the fragments they cover, so a
 //! segment goes only after every older one of its shard, and segments of earlier lives go in the
-//! order of their IDs, before any of this life. See [`Space::take_freed`].
+//! order of their IDs, before any of this life, and none before every shard has written anew what it
+//! needs of them. See [`Space::take_freed`] and [`Space::await_carrying_over`].
 
 mod buffers;
 mod directory;
 mod disk;
 mod format;
 mod header_cache;
+mod planted;
 mod reader;
 mod recovery;
 mod simulated;
@@ -85,9 +87,10 @@ mod writer;
 pub use buffers::{Buffers, Lent};
 pub use directory::{DirLock, DirectoryError, StoreIdentity};
 pub use disk::{Disk, DiskFile, RealDisk, RealFile};
+pub use planted::PlantedBug;
 pub use reader::{ReadError, StoredFragment, StoredScope};
 pub use recovery::{Recovered, RecoveryReport, recover};
-pub use simulated::{SimulatedDisk, SimulatedFile};
+pub use simulated::{Death, SimulatedDisk, SimulatedFile};
 pub use space::{Space, SpaceConfig};
 pub use volume::{DiskOp, Volume};
 pub use writer::Writer;

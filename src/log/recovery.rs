@@ -9,7 +9,7 @@ use crate::log::format::{
     self, FORMAT_VERSION, FRAGMENT_FIXED_BYTES, FRAME_HEADER_BYTES, FragmentPayload, Kind,
     SCOPE_ENTRY_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader,
 };
-use crate::log::{Disk, DiskFile, ReadError, Space, Volume, directory};
+use crate::log::{Disk, DiskFile, PlantedBug, ReadError, Space, Volume, directory};
 use crate::model::{Decision, Extent, SegmentId};
 use crate::model::{FragmentHash, Moment, TraceId};
 
@@ -56,7 +56,8 @@ pub struct RecoveryReport {
 /// counts as live until it is released. Torn tails are truncated.
 ///
 /// To be called once, before the first [`Writer`](crate::log::Writer) of this `space` and also
-/// for an empty dir. A record that does not check is counted and skipped: in the last segment a
+/// for an empty dir. A record that does not check is counted and skipped, and so is a fragment
+/// whose headers do not: in the last segment a
 /// shard wrote in a life, the end is a torn tail if nothing that checks follows. A file that
 /// cannot be read, or is of a newer version, is an error: starting without it would lose what it
 /// holds.
@@ -90,6 +91,7 @@ pub fn recover<D: Disk>(
             report: &mut report,
             on_record,
             fragments: 0,
+            headers: HashMap::default(),
         };
         let sound = match header {
             Some(_) => scan.run(may_be_torn),
@@ -98,7 +100,7 @@ pub fn recover<D: Disk>(
         let fragments = scan.fragments;
         let sound = sound
             .and_then(|sound| {
-                if sound < len {
+                if sound < len && !PlantedBug::TornTailKept.is_planted() {
                     open.file.truncate(sound)?;
                     open.file.sync()?;
                 }
@@ -189,6 +191,8 @@ struct SegmentScan<'a, F> {
     report: &'a mut RecoveryReport,
     on_record: &'a mut dyn FnMut(Recovered),
     fragments: u64,
+    /// By the offsets that were met: whether a header is there that checks.
+    headers: HashMap<u32, bool, foldhash::fast::RandomState>,
 }
 
 impl<F: DiskFile> SegmentScan<'_, F> {
@@ -222,8 +226,9 @@ impl<F: DiskFile> SegmentScan<'_, F> {
     /// expected; frames still tell whether they belong here.
     fn run_headless(&mut self) -> io::Result<u64> {
         if self.window.len < SEGMENT_HEADER_BYTES as u64 {
-            // The process ended between the creation and the first write.
-            self.report.torn_tails += 1;
+            // The process ended between the creation and the first write, or in it. Empty is how
+            // such a segment is left: it was cut by an earlier start, or there was nothing to cut.
+            self.report.torn_tails += u64::from(self.window.len > 0);
             return Ok(0);
         }
         self.damage(0, "the segment's header does not check");
@@ -249,14 +254,58 @@ impl<F: DiskFile> SegmentScan<'_, F> {
             len,
         };
         match decode(kind, &frame[FRAME_HEADER_BYTES..], extent) {
-            Decoded::Record(record) => {
-                self.fragments += u64::from(matches!(record, Recovered::Fragment { .. }));
-                (self.on_record)(record);
+            Decoded::Fragment(record, headers) => {
+                // Without it nobody could read the fragment. Were it held all the same, its client's
+                // next attempt would pass for a duplicate and be acknowledged.
+                if self.are_headers(&headers, offset)? {
+                    self.fragments += 1;
+                    (self.on_record)(record);
+                } else {
+                    self.damage(at, "a header that the fragment refers to does not check");
+                }
+            }
+            Decoded::Record(record) => (self.on_record)(record),
+            Decoded::Header => {
+                self.headers.insert(offset, true);
             }
             Decoded::Other => {}
             Decoded::Malformed => self.damage(at, "the record checks and makes no sense"),
         }
         Ok(Some(end))
+    }
+
+    /// Whether headers lie at these places before a fragment.
+    fn are_headers(&mut self, offsets: &[u32], fragment: u32) -> io::Result<bool> {
+        if PlantedBug::HeadlessFragmentHeld.is_planted() {
+            return Ok(true);
+        }
+        for &offset in offsets {
+            let is_header = match self.headers.get(&offset) {
+                _ if offset == 0 => true,
+                Some(known) => *known,
+                // Behind damage headers are not searched for.
+                None => {
+                    let is_header = offset < fragment && self.is_header(offset)?;
+                    self.headers.insert(offset, is_header);
+                    is_header
+                }
+            };
+            if !is_header {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn is_header(&mut self, offset: u32) -> io::Result<bool> {
+        let segment = self.segment;
+        // With a window of its own: this one stays where the scan is.
+        let elsewhere = Window::new(self.window.file, self.window.len);
+        let here = std::mem::replace(&mut self.window, elsewhere);
+        let frame = self.frame(u64::from(offset));
+        let kind = frame.map(|frame| format::check_frame(frame?.0, segment, offset).ok());
+        self.window = here;
+        Ok(kind?.and_then(Kind::from_byte) == Some(Kind::Header))
     }
 
     fn frame(&mut self, at: u64) -> io::Result<Option<(&[u8], u64)>> {
@@ -349,17 +398,25 @@ impl<F: DiskFile> SegmentScan<'_, F> {
 }
 
 enum Decoded {
+    /// With the offsets of the headers that it refers to.
+    Fragment(Recovered, Vec<u32>),
     Record(Recovered),
-    /// A header, or a kind of a later minor version.
+    Header,
+    /// A kind of a later minor version.
     Other,
     Malformed,
 }
 
 fn decode(kind: u8, payload: &[u8], extent: Extent) -> Decoded {
     let record = match Kind::from_byte(kind) {
-        Some(Kind::Fragment) => FragmentPayload::decode(payload).map(|fragment| {
-            let record = fragment.record;
-            Recovered::Fragment {
+        Some(Kind::Fragment) => {
+            let Some(fragment) = FragmentPayload::decode(payload) else {
+                return Decoded::Malformed;
+            };
+            let record = &fragment.record;
+            let scopes = fragment.scopes().map(|(header, _)| header);
+            let headers = std::iter::once(record.resource).chain(scopes).collect();
+            let recovered = Recovered::Fragment {
                 extent,
                 trace: record.trace,
                 hash: record.hash,
@@ -367,13 +424,15 @@ fn decode(kind: u8, payload: &[u8], extent: Extent) -> Decoded {
                 spans: record.spans,
                 span_bytes: fragment.span_bytes,
                 has_root: record.has_root,
-            }
-        }),
+            };
+            return Decoded::Fragment(recovered, headers);
+        }
         Some(Kind::Verdict) => Decision::decode(payload).map(Recovered::Verdict),
         Some(Kind::Exported) => format::decode_exported(payload)
             .map(|(trace, fragments)| Recovered::Exported { trace, fragments }),
         Some(Kind::Checkpoint) => format::decode_checkpoint(payload).map(Recovered::Checkpoint),
-        Some(Kind::Header) | None => return Decoded::Other,
+        Some(Kind::Header) => return Decoded::Header,
+        None => return Decoded::Other,
     };
     record.map_or(Decoded::Malformed, Decoded::Record)
 }

@@ -1,7 +1,7 @@
 //! A disk in memory that forgets what was not synced, for tests. As unkind as a real one may be:
 //! after a crash unsynced writes and names are there, or not, or half.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -41,9 +41,25 @@ struct State {
     writes_left: Option<u64>,
     syncs_fail: bool,
     unlinks_fail: bool,
+    reads_fail: bool,
+    /// Changes to files and names that were asked for.
+    changes: u64,
+    dies_at: Option<u64>,
+    death: Option<Death>,
 }
 
-#[derive(Debug, Default)]
+/// How far the change came during which everything ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Death {
+    Before,
+    /// The first so many bytes of a write are there, not all.
+    Torn {
+        bytes: usize,
+    },
+    After,
+}
+
+#[derive(Debug, Default, Clone)]
 struct Inode {
     bytes: Vec<u8>,
     synced: Vec<u8>,
@@ -53,7 +69,7 @@ struct Inode {
     poisoned: bool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Change {
     Write { offset: usize, bytes: Vec<u8> },
     Truncate { len: usize },
@@ -73,13 +89,74 @@ impl SimulatedDisk {
                 writes_left: None,
                 syncs_fail: false,
                 unlinks_fail: false,
+                reads_fail: false,
+                changes: 0,
+                dies_at: None,
+                death: None,
             })),
         }
     }
 
     /// The process dies: its handles are dead, and everything it wrote is there.
     pub fn kill(&self) {
-        self.state().life += 1;
+        let mut state = self.state();
+        state.life += 1;
+        state.revive();
+    }
+
+    /// The change of this number (from 1 on, counted since the disk was made) is the last thing
+    /// that happens: it is carried out, or not, or a part of it, and from then on everything fails
+    /// until [`SimulatedDisk::kill`] or [`SimulatedDisk::crash`].
+    pub fn die_at(&self, change: Option<u64>) {
+        self.state().dies_at = change;
+    }
+
+    /// How everything ended, if it did.
+    pub fn death(&self) -> Option<Death> {
+        self.state().death
+    }
+
+    /// Creations, unlinks, writes, truncations and syncs that were asked for until now.
+    pub fn changes(&self) -> u64 {
+        self.state().changes
+    }
+
+    /// Another disk with the same files, as they would be after [`SimulatedDisk::kill`].
+    pub fn copy(&self, seed: u64) -> Self {
+        let state = self.state();
+        let mut names = BTreeMap::new();
+        let mut inodes = Vec::with_capacity(state.names.len());
+        for (name, inode) in &state.names {
+            names.insert(name.clone(), inodes.len());
+            inodes.push(state.inodes[*inode].clone());
+        }
+        // A name that is not synced yet keeps its right to get lost.
+        let is_synced = |name: &String| state.synced_names.get(name) == state.names.get(name);
+        let synced_names = names.iter().filter(|(name, _)| is_synced(name));
+        let synced_names = synced_names.map(|(name, inode)| (name.clone(), *inode));
+        let copy = Self::new(seed);
+        {
+            let mut copied = copy.state();
+            copied.synced_names = synced_names.collect();
+            copied.names = names;
+            copied.inodes = inodes;
+        }
+        copy
+    }
+
+    /// Turns one bit over, on the medium: no sync helps.
+    pub fn flip_bit(&self, name: &str, bit: usize) {
+        let mut guard = self.state();
+        let state = &mut *guard;
+        let Some(inode) = state.names.get(name) else {
+            return;
+        };
+        let Inode { bytes, synced, .. } = &mut state.inodes[*inode];
+        for bytes in [bytes, synced] {
+            if let Some(byte) = bytes.get_mut(bit / 8) {
+                *byte ^= 1 << (bit % 8);
+            }
+        }
     }
 
     /// The host dies: what was synced is there. Of the rest, each name, each write and each sector
@@ -88,6 +165,7 @@ impl SimulatedDisk {
         let mut guard = self.state();
         let state = &mut *guard;
         state.life += 1;
+        state.revive();
         let random = &mut state.random;
         let mut names = state.synced_names.clone();
         for (name, inode) in &state.names {
@@ -96,7 +174,12 @@ impl SimulatedDisk {
             }
         }
         names.retain(|name, _| state.names.contains_key(name) || random.random());
-        for inode in &mut state.inodes {
+        let named: BTreeSet<usize> = names.values().copied().collect();
+        for (number, inode) in state.inodes.iter_mut().enumerate() {
+            if !named.contains(&number) {
+                *inode = Inode::default();
+                continue;
+            }
             let mut bytes = std::mem::take(&mut inode.synced);
             for change in inode.changes.drain(..) {
                 change.survive(&mut bytes, random);
@@ -128,6 +211,10 @@ impl SimulatedDisk {
 
     pub fn fail_unlinks(&self, fail: bool) {
         self.state().unlinks_fail = fail;
+    }
+
+    pub fn fail_reads(&self, fail: bool) {
+        self.state().reads_fail = fail;
     }
 
     /// What is in a file now.
@@ -177,20 +264,27 @@ impl Disk for SimulatedDisk {
         if state.names.contains_key(name) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
-        let inode = state.inodes.len();
-        state.inodes.push(Inode::default());
-        state.names.insert(name.to_owned(), inode);
-        Ok(self.file(inode, state.life))
+        let died = state.change(0)?;
+        if died != Some(Death::Before) {
+            let inode = state.inodes.len();
+            state.inodes.push(Inode::default());
+            state.names.insert(name.to_owned(), inode);
+        }
+        state.alive()?;
+        Ok(self.file(state.inodes.len() - 1, state.life))
     }
 
     fn open(&self, name: &str) -> io::Result<SimulatedFile> {
         let state = self.state();
+        state.alive()?;
         let inode = state.names.get(name).ok_or(io::ErrorKind::NotFound)?;
         Ok(self.file(*inode, state.life))
     }
 
     fn list(&self) -> io::Result<Vec<String>> {
-        Ok(self.state().names.keys().cloned().collect())
+        let state = self.state();
+        state.alive()?;
+        Ok(state.names.keys().cloned().collect())
     }
 
     fn unlink(&self, name: &str) -> io::Result<()> {
@@ -198,7 +292,12 @@ impl Disk for SimulatedDisk {
         if state.unlinks_fail {
             return Err(io::Error::other("injected: unlink"));
         }
-        let removed = state.names.remove(name);
+        let died = state.change(0)?;
+        let removed = match died {
+            Some(Death::Before) => None,
+            _ => state.names.remove(name),
+        };
+        state.alive()?;
         removed.map(drop).ok_or(io::ErrorKind::NotFound.into())
     }
 
@@ -208,8 +307,40 @@ impl Disk for SimulatedDisk {
         if state.syncs_fail {
             return Err(io::Error::other("injected: sync"));
         }
-        state.synced_names.clone_from(&state.names);
-        Ok(())
+        if state.change(0)? != Some(Death::Before) {
+            state.synced_names.clone_from(&state.names);
+        }
+        state.alive()
+    }
+}
+
+impl State {
+    fn alive(&self) -> io::Result<()> {
+        match self.death {
+            Some(_) => Err(io::Error::other("everything has ended")),
+            None => Ok(()),
+        }
+    }
+
+    /// Counts a change that is about to happen, of so many bytes, and says if it is the last one.
+    fn change(&mut self, bytes: usize) -> io::Result<Option<Death>> {
+        self.alive()?;
+        self.changes += 1;
+        if self.dies_at == Some(self.changes) {
+            self.death = Some(match self.random.random_range(0..3) {
+                0 => Death::Before,
+                1 if bytes > 1 => Death::Torn {
+                    bytes: self.random.random_range(1..bytes),
+                },
+                _ => Death::After,
+            });
+        }
+        Ok(self.death)
+    }
+
+    fn revive(&mut self) {
+        self.dies_at = None;
+        self.death = None;
     }
 }
 
@@ -219,6 +350,7 @@ impl SimulatedFile {
         if state.life != self.life {
             return Err(io::Error::other("the process that held this file is dead"));
         }
+        state.alive()?;
         act(&mut state)
     }
 }
@@ -239,6 +371,7 @@ impl DiskFile for SimulatedFile {
                     .checked_sub(1)
                     .ok_or_else(|| io::Error::other("injected: EIO"))?;
             }
+            let died = state.change(bytes.len())?;
             let used: usize = state
                 .names
                 .values()
@@ -246,17 +379,24 @@ impl DiskFile for SimulatedFile {
                 .sum();
             let inode = &mut state.inodes[self.inode];
             let room = state.room.map_or(usize::MAX, |room| {
-                let elsewhere = used - inode.bytes.len();
+                // An unlinked file that is still open is not counted among the used.
+                let elsewhere = used.saturating_sub(inode.bytes.len());
                 usize::try_from(room)
                     .unwrap_or(usize::MAX)
                     .saturating_sub(elsewhere + offset as usize)
             });
-            let fits = &bytes[..bytes.len().min(room)];
+            let mut fits = &bytes[..bytes.len().min(room)];
+            match died {
+                Some(Death::Before) => fits = &[],
+                Some(Death::Torn { bytes }) => fits = &fits[..bytes.min(fits.len())],
+                Some(Death::After) | None => {}
+            }
             write(&mut inode.bytes, offset as usize, fits);
             inode.changes.push(Change::Write {
                 offset: offset as usize,
                 bytes: fits.to_vec(),
             });
+            state.alive()?;
             if fits.len() < bytes.len() {
                 return Err(io::ErrorKind::StorageFull.into());
             }
@@ -266,6 +406,9 @@ impl DiskFile for SimulatedFile {
 
     fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
         self.with(|state| {
+            if state.reads_fail {
+                return Err(io::Error::other("injected: EIO"));
+            }
             let range = offset as usize..(offset as usize).saturating_add(bytes.len());
             let content = state.inodes[self.inode].bytes.get(range);
             bytes.copy_from_slice(content.ok_or(io::ErrorKind::UnexpectedEof)?);
@@ -275,26 +418,29 @@ impl DiskFile for SimulatedFile {
 
     fn truncate(&self, len: u64) -> io::Result<()> {
         self.with(|state| {
-            let inode = &mut state.inodes[self.inode];
-            let len = len as usize;
-            inode.bytes.resize(len, 0);
-            inode.changes.push(Change::Truncate { len });
-            Ok(())
+            if state.change(0)? != Some(Death::Before) {
+                let inode = &mut state.inodes[self.inode];
+                let len = len as usize;
+                inode.bytes.resize(len, 0);
+                inode.changes.push(Change::Truncate { len });
+            }
+            state.alive()
         })
     }
 
     fn sync(&self) -> io::Result<()> {
         self.with(|state| {
+            let died = state.change(0)?;
             let inode = &mut state.inodes[self.inode];
             if state.syncs_fail {
                 inode.poisoned = true;
                 return Err(io::Error::other("injected: sync"));
             }
-            if !inode.poisoned {
+            if !inode.poisoned && died != Some(Death::Before) {
                 inode.synced.clone_from(&inode.bytes);
                 inode.changes.clear();
             }
-            Ok(())
+            state.alive()
         })
     }
 }

@@ -1,9 +1,10 @@
 //! The byte bound of a data dir, and which segments may go. Does no I/O: writers say what they
 //! append, the owner of the traces says what is needed no more.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::log::PlantedBug;
 use crate::model::{Extent, SegmentId};
 
 /// Blocks are reserved on disk in steps of this many bytes, so that a nearly empty segment does
@@ -55,6 +56,8 @@ struct Inner {
     seen: BTreeMap<u16, u64>,
     /// A volume tells when a segment is really gone; see [`Space::await_unlinks`].
     awaits_unlinks: bool,
+    /// Shards that have not carried over what they need of earlier lives.
+    carrying: BTreeSet<u16>,
 }
 
 #[derive(Debug)]
@@ -100,6 +103,7 @@ impl Space {
                 changes: 0,
                 seen: BTreeMap::new(),
                 awaits_unlinks: false,
+                carrying: BTreeSet::new(),
             }),
         })
     }
@@ -160,7 +164,8 @@ impl Space {
     /// another's then). Segments of earlier lives go in the order of their IDs.
     ///
     /// Decisions in a segment are not counted as live: carry them forward before
-    /// ([`Space::next_to_free`]), after a start those of every recovered segment.
+    /// ([`Space::next_to_free`]), after a start those of every recovered segment
+    /// ([`Space::await_carrying_over`]).
     pub fn take_freed(&self, shard: u16) -> Vec<SegmentId> {
         let mut inner = self.lock();
         let changes = inner.changes;
@@ -171,8 +176,13 @@ impl Space {
         let mut freed = Vec::new();
         let mut order = Order::default();
         let awaits_unlinks = inner.awaits_unlinks;
+        let inner = &mut *inner;
         for (id, segment) in &mut inner.segments {
-            let is_his = segment.recovered || segment.shard == shard;
+            let is_his = if segment.recovered {
+                inner.carrying.is_empty()
+            } else {
+                segment.shard == shard
+            };
             if is_his && !segment.going && segment.is_idle() && order.admits(segment) {
                 segment.going = true;
                 freed.push(*id);
@@ -187,6 +197,23 @@ impl Space {
             }
         }
         freed
+    }
+
+    /// Segments of earlier lives stay until every shard has said that what it needs of them is on
+    /// disk anew ([`Space::carried_over`]): they hold decisions of all shards, and each shard
+    /// writes its own, when its disk thread gets to it.
+    pub fn await_carrying_over(&self) {
+        if !PlantedBug::UnlinkBeforeOtherShards.is_planted() {
+            self.lock().carrying = (0..self.config.shards).collect();
+        }
+    }
+
+    /// This shard needs no decision from a segment of an earlier life.
+    pub fn carried_over(&self, shard: u16) {
+        let mut inner = self.lock();
+        if inner.carrying.remove(&shard) && inner.carrying.is_empty() {
+            inner.changes += 1;
+        }
     }
 
     /// The oldest segment that is still there: decisions recorded at or before it must be carried
@@ -380,6 +407,9 @@ impl Order {
     }
 
     fn admits(&self, segment: &Segment) -> bool {
+        if PlantedBug::FreedOutOfOrder.is_planted() {
+            return true;
+        }
         !self.recovered && (segment.recovered || !self.shards.contains(&segment.shard))
     }
 }

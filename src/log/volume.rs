@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use crate::log::header_cache::HeaderCache;
 use crate::log::space::ALLOCATION_STEP_BYTES;
-use crate::log::{Buffers, Disk, DiskFile, Space, reader};
+use crate::log::{Buffers, Disk, DiskFile, PlantedBug, Space, reader};
 use crate::model::SegmentId;
 
 /// Sealed segments are opened again when they are read; a data dir may have more of them than a
@@ -152,7 +152,9 @@ impl<D: Disk> Volume<D> {
     fn create(&self, segment: SegmentId) -> io::Result<()> {
         let name = segment.file_name();
         let file = self.disk.create(&name)?;
-        if let Err(error) = self.disk.sync_dir() {
+        if !PlantedBug::DirectoryNotSynced.is_planted()
+            && let Err(error) = self.disk.sync_dir()
+        {
             // Its writes would be refused anyway. What is left of it is an empty segment, which
             // the space frees like any other.
             drop(file);

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender};
 
-use crate::log::{Disk, DiskOp, Volume};
+use crate::log::{Disk, DiskOp, PlantedBug, Volume};
 use crate::model::SegmentId;
 use crate::worker::shard::AppendRefused;
 use crate::worker::shard_thread::Reply;
@@ -65,26 +65,39 @@ fn run<D: Disk>(
     done: &Sender<DiskDone>,
 ) {
     for batch in batches {
-        let mut buffers = Vec::new();
-        let result = apply(volume, level, batch.ops, &mut buffers);
-        if let Err(error) = &result {
-            tracing::error!(%error, "the log cannot be written; refusing spans until it can");
-        }
-        for (reply, elsewhere) in batch.replies {
-            reply.send(match &result {
-                Ok(_) => Ok(elsewhere),
-                Err(_) => Err(AppendRefused::LogFailed),
-            });
-        }
-        let report = DiskDone {
-            number: batch.number,
-            result,
-            buffers,
-        };
-        if done.send(report).is_err() {
+        if done.send(carry_out(volume, level, batch)).is_err() {
             // The shard is gone: nobody will send another batch.
             return;
         }
+    }
+}
+
+/// Writes a batch and answers those who wait for it.
+pub(crate) fn carry_out<D: Disk>(
+    volume: &Volume<D>,
+    level: AckLevel,
+    mut batch: DiskBatch,
+) -> DiskDone {
+    if PlantedBug::AckBeforeWrite.is_planted() {
+        for (reply, elsewhere) in batch.replies.drain(..) {
+            reply.send(Ok(elsewhere));
+        }
+    }
+    let mut buffers = Vec::new();
+    let result = apply(volume, level, batch.ops, &mut buffers);
+    if let Err(error) = &result {
+        tracing::error!(%error, "the log cannot be written; refusing spans until it can");
+    }
+    for (reply, elsewhere) in batch.replies {
+        reply.send(match &result {
+            Ok(_) => Ok(elsewhere),
+            Err(_) => Err(AppendRefused::LogFailed),
+        });
+    }
+    DiskDone {
+        number: batch.number,
+        result,
+        buffers,
     }
 }
 
@@ -128,7 +141,10 @@ pub(crate) fn apply<D: Disk>(
 
 fn sync<D: Disk>(volume: &Volume<D>, written: &mut Vec<SegmentId>) -> std::io::Result<()> {
     for segment in written.drain(..) {
-        volume.sync(segment)?;
+        let synced = volume.sync(segment);
+        if !PlantedBug::SyncErrorIgnored.is_planted() {
+            synced?;
+        }
     }
     Ok(())
 }

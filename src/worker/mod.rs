@@ -4,7 +4,8 @@
 //! machine that owns traces) → `shard_thread` and `disk` (the threads that run it and write for it)
 //! → `limiter` (the limits that all shards ask) → `exporter` and `message` (from a verdict to the
 //! backend's OK) → `isolation` and `dead_letters` (what the backend refuses) → `export` (destinations).
-//! `forward` passes on what belongs to others.
+//! `forward` passes on what belongs to others. `simulated` runs
+//! the same shards in one thread, for `tests/crash`.
 
 pub mod export;
 
@@ -19,8 +20,10 @@ mod message;
 mod metrics;
 pub mod shard;
 mod shard_thread;
+mod simulated;
 mod start;
 
 pub use disk::AckLevel;
 pub use metrics::WorkerMetrics;
+pub use simulated::{SimulatedAnswer, SimulatedWorker};
 pub use start::{StartError, Worker, WorkerConfig};

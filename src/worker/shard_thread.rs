@@ -171,46 +171,72 @@ pub(crate) fn spawn<D: Disk>(
     volume: Arc<Volume<D>>,
     level: AckLevel,
 ) -> std::io::Result<(ShardHandle, [JoinHandle<()>; 2])> {
+    let (handle, running, disk) = prepare(number, shard, asking, clock.now());
+    let disk = disk::spawn(number, volume, level, disk.batches, disk.done)?;
+    let thread = std::thread::Builder::new()
+        .name(format!("shard-{number}"))
+        .spawn(move || running.run(clock))?;
+    Ok((handle, [thread, disk]))
+}
+
+/// What a disk thread holds.
+pub(crate) struct DiskEnd {
+    pub(crate) batches: Receiver<DiskBatch>,
+    pub(crate) done: Sender<DiskDone>,
+}
+
+/// A shard with its queues and no threads.
+pub(crate) fn prepare(
+    number: u16,
+    shard: Shard,
+    asking: Option<Asking>,
+    now: Moment,
+) -> (ShardHandle, Running, DiskEnd) {
     let (data_sender, data) = data_queue();
     let (control_sender, control) = unbounded();
     let (batch_sender, batches) = bounded(1);
     let (done_sender, done) = bounded(1);
-    let beat = Arc::new(AtomicU64::new(clock.now().unix_millis()));
-    let beaten = beat.clone();
-    let disk = disk::spawn(number, volume, level, batches, done_sender)?;
-    let thread = std::thread::Builder::new()
-        .name(format!("shard-{number}"))
-        .spawn(move || {
-            Running {
-                number,
-                shard,
-                asking,
-                clock,
-                data,
-                control,
-                batches: batch_sender,
-                done,
-                on_its_way: false,
-                replies: Vec::new(),
-                pulls: Vec::new(),
-                exports_stopped: false,
-                stop: None,
-                last_try: false,
-                beat: beaten,
-            }
-            .run();
-        })?;
+    let beat = Arc::new(AtomicU64::new(now.unix_millis()));
+    let running = Running {
+        number,
+        shard,
+        asking,
+        now,
+        data,
+        control,
+        batches: batch_sender,
+        done,
+        on_its_way: false,
+        replies: Vec::new(),
+        pulls: Vec::new(),
+        exports_stopped: false,
+        stop: None,
+        last_try: false,
+        beat: beat.clone(),
+    };
     let handle = ShardHandle {
         data: data_sender,
         control: control_sender,
         exports_stopped: Arc::default(),
         beat,
     };
-    Ok((handle, [thread, disk]))
+    let disk = DiskEnd {
+        batches,
+        done: done_sender,
+    };
+    (handle, running, disk)
 }
 
 fn data_queue() -> (Sender<Append>, Receiver<Append>) {
     unbounded()
+}
+
+/// What ended a shard's wait.
+#[derive(Default)]
+pub(crate) struct First {
+    done: Option<DiskDone>,
+    control: Option<Control>,
+    append: Option<Append>,
 }
 
 struct Waiting {
@@ -219,11 +245,12 @@ struct Waiting {
     reply: oneshot::Sender<ExportWork>,
 }
 
-struct Running {
+pub(crate) struct Running {
     number: u16,
     shard: Shard,
     asking: Option<Asking>,
-    clock: SteadyClock,
+    /// When this turn began.
+    now: Moment,
     data: Receiver<Append>,
     control: Receiver<Control>,
     batches: Sender<DiskBatch>,
@@ -241,10 +268,10 @@ struct Running {
 }
 
 impl Running {
-    fn run(mut self) {
+    fn run(mut self, clock: SteadyClock) {
         let nothing = never();
         loop {
-            let now = self.clock.now();
+            let now = clock.now();
             self.beat.store(now.unix_millis(), Ordering::Relaxed);
             let wait = self
                 .shard
@@ -255,63 +282,108 @@ impl Running {
             } else {
                 &self.data
             };
+            // What comes is taken in below, with the time at which it came.
+            let mut first = First::default();
             select! {
                 recv(self.done) -> done => match done {
-                    Ok(done) => self.batch_done(done),
+                    Ok(done) => first.done = Some(done),
                     Err(_) => return,
                 },
                 recv(self.control) -> control => match control {
-                    Ok(control) => self.control(control),
+                    Ok(control) => first.control = Some(control),
                     // Nobody holds a handle: nobody will ever ask for anything again.
                     Err(_) => return,
                 },
-                recv(data) -> append => {
-                    if let Ok(append) = append {
-                        self.append(append);
-                    }
-                }
+                recv(data) -> append => first.append = append.ok(),
                 default(wait) => {}
             }
-            while let Ok(done) = self.done.try_recv() {
-                self.batch_done(done);
-            }
-            while let Ok(control) = self.control.try_recv() {
-                self.control(control);
-            }
-            while self.shard.pending_bytes() < BATCH_BYTES
-                && let Ok(append) = self.data.try_recv()
-            {
-                self.append(append);
-            }
-            self.shard.tick(self.clock.now());
-            self.ask_limits();
-            self.hand_over();
-            self.answer_pulls();
-            if self.stop.is_some() && !self.on_its_way && self.replies.is_empty() {
-                // What could not be written has one more chance. Not before here: the disk thread
-                // answers the clients of a failed batch before it tells us, so that a stop can
-                // overtake the news.
-                if std::mem::take(&mut self.last_try) && self.shard.retry_at(now) {
-                    continue;
-                }
-                if let Some(stopped) = self.stop.take() {
-                    stopped.send(()).ok();
-                }
+            self.turn(first, clock.now());
+            if self.has_stopped() {
                 return;
             }
         }
     }
 
+    /// Takes in what has come, and hands out what came of it. Never waits.
+    pub(crate) fn turn(&mut self, first: First, now: Moment) {
+        self.now = now;
+        if let Some(done) = first.done {
+            self.batch_done(done);
+        }
+        if let Some(control) = first.control {
+            self.control(control);
+        }
+        if let Some(append) = first.append {
+            self.append(append);
+        }
+        while let Ok(done) = self.done.try_recv() {
+            self.batch_done(done);
+        }
+        while let Ok(control) = self.control.try_recv() {
+            self.control(control);
+        }
+        while self.shard.pending_bytes() < BATCH_BYTES
+            && let Ok(append) = self.data.try_recv()
+        {
+            self.append(append);
+        }
+        self.shard.tick(now);
+        self.ask_limits();
+        self.hand_over();
+        self.answer_pulls();
+    }
+
+    fn has_stopped(&mut self) -> bool {
+        if self.stop.is_none() || self.on_its_way || !self.replies.is_empty() {
+            return false;
+        }
+        // What could not be written has one more chance. Not before here: the disk thread
+        // answers the clients of a failed batch before it tells us, so that a stop can
+        // overtake the news.
+        if std::mem::take(&mut self.last_try) && self.shard.retry_at(self.now) {
+            return false;
+        }
+        if let Some(stopped) = self.stop.take() {
+            stopped.send(()).ok();
+        }
+        true
+    }
+
+    /// What an exporter that asks now gets.
+    pub(crate) fn pull_now(
+        &mut self,
+        bytes_max: u64,
+        traces_max: usize,
+        now: Moment,
+    ) -> Option<ExportWork> {
+        let (reply, mut work) = oneshot::channel();
+        let pull = Control::Pull {
+            bytes_max,
+            traces_max,
+            reply,
+        };
+        self.now = now;
+        self.control(pull);
+        self.answer_pulls();
+        work.try_recv().ok()
+    }
+
+    pub(crate) fn shard(&self) -> &Shard {
+        &self.shard
+    }
+
     fn append(&mut self, append: Append) {
-        let now = self.clock.now();
-        match self.shard.append(&append.incoming, &append.fragments, now) {
+        let appended = self
+            .shard
+            .append(&append.incoming, &append.fragments, self.now);
+        match appended {
             Ok(elsewhere) => self.replies.push((append.reply, elsewhere)),
             Err(refused) => append.reply.send(Err(refused)),
         }
     }
 
     fn control(&mut self, control: Control) {
-        let now = self.clock.now();
+        let now = self.now;
         match control {
             Control::Pull {
                 bytes_max,
@@ -363,7 +435,7 @@ impl Running {
             Ok(applied) => {
                 self.shard.batch_written(done.number);
                 if applied.unlink_failed {
-                    self.shard.unlink_failed(self.clock.now());
+                    self.shard.unlink_failed(self.now);
                 }
             }
             Err(_) => {
@@ -371,7 +443,7 @@ impl Running {
                 for (reply, _) in self.replies.drain(..) {
                     reply.send(Err(AppendRefused::LogFailed));
                 }
-                self.shard.batch_failed(done.number, self.clock.now());
+                self.shard.batch_failed(done.number, self.now);
             }
         }
     }
@@ -408,7 +480,7 @@ impl Running {
                 Some(work) => {
                     if let Err(work) = waiting.reply.send(work) {
                         // The exporter went away between the check and now.
-                        self.shard.put_back(work, self.clock.now());
+                        self.shard.put_back(work, self.now);
                     }
                 }
                 None => {

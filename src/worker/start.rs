@@ -101,49 +101,18 @@ impl Worker {
         clock: SteadyClock,
         metrics: WorkerMetrics,
     ) -> Result<Arc<Self>, StartError> {
-        let space = Space::new(SpaceConfig {
-            segment_bytes: config.segment_bytes,
-            log_max_bytes: config.log_max_bytes,
-            shards: config.shards,
-        });
-        let volume = Volume::new(disk);
         // Random in each life: what outsiders send must not steer our hash tables.
         let secret: u64 = rand::random();
-        let shard_config = ShardConfig {
-            trace_spans_max: config.trace_spans_max,
-            trace_bytes_max: config.trace_bytes_max,
-            index_bytes_max: config.index_memory_max_bytes / usize::from(config.shards),
-            drop_retain: config.drop_retain,
-            decision_memory: DecisionMemory {
-                bytes_max: config.decision_memory_max_bytes / usize::from(config.shards),
-                decisions: Duration::from_secs(600),
-                exported_hashes: Duration::from_secs(300),
-            },
-            verdict_seed: secret,
-        };
-        let mut shards: Vec<Shard> = Vec::with_capacity(usize::from(config.shards));
-        for number in 0..config.shards {
-            shards.push(Shard::new(
-                number,
-                ShardConfig {
-                    verdict_seed: secret.wrapping_add(u64::from(number) << 48),
-                    ..shard_config.clone()
-                },
-                rules.clone(),
-                Writer::new(number, space.clone(), secret),
-                space.clone(),
-                metrics.clone(),
-            ));
-        }
-        // Nothing is written before all is read: new segments are numbered after all found ones.
-        let recovery = recover(&volume, &space, &mut |record| {
-            distribute(&mut shards, record);
-        })?;
+        let Opened {
+            space,
+            volume,
+            shards,
+            recovery,
+        } = open(&config, disk, &rules, &metrics, secret)?;
         let mut handles = Vec::with_capacity(shards.len());
         let mut threads = Vec::new();
         let (asking, limits) = limiter::prepare(&rules, clock).unzip();
         for (number, mut shard) in shards.into_iter().enumerate() {
-            fold_again(&volume, &mut shard)?;
             shard.recovered(clock.now());
             let (handle, pair) = shard_thread::spawn(
                 number as u16,
@@ -342,6 +311,70 @@ impl Worker {
             kept.push(parsed);
         }
     }
+}
+
+/// A log and those who own what is in it, before anything is written.
+pub(super) struct Opened<D: Disk> {
+    pub(super) space: Arc<Space>,
+    pub(super) volume: Arc<Volume<D>>,
+    pub(super) shards: Vec<Shard>,
+    pub(super) recovery: RecoveryReport,
+}
+
+/// Reads the log of earlier lives into new shards. `secret` keys hashes and verdict IDs.
+pub(super) fn open<D: Disk>(
+    config: &WorkerConfig,
+    disk: D,
+    rules: &Arc<Rules>,
+    metrics: &WorkerMetrics,
+    secret: u64,
+) -> Result<Opened<D>, StartError> {
+    let space = Space::new(SpaceConfig {
+        segment_bytes: config.segment_bytes,
+        log_max_bytes: config.log_max_bytes,
+        shards: config.shards,
+    });
+    let volume = Volume::new(disk);
+    let shard_config = ShardConfig {
+        trace_spans_max: config.trace_spans_max,
+        trace_bytes_max: config.trace_bytes_max,
+        index_bytes_max: config.index_memory_max_bytes / usize::from(config.shards),
+        drop_retain: config.drop_retain,
+        decision_memory: DecisionMemory {
+            bytes_max: config.decision_memory_max_bytes / usize::from(config.shards),
+            decisions: Duration::from_secs(600),
+            exported_hashes: Duration::from_secs(300),
+        },
+        verdict_seed: secret,
+    };
+    let mut shards: Vec<Shard> = Vec::with_capacity(usize::from(config.shards));
+    for number in 0..config.shards {
+        shards.push(Shard::new(
+            number,
+            ShardConfig {
+                verdict_seed: secret.wrapping_add(u64::from(number) << 48),
+                ..shard_config.clone()
+            },
+            rules.clone(),
+            Writer::new(number, space.clone(), secret),
+            space.clone(),
+            metrics.clone(),
+        ));
+    }
+    // Nothing is written before all is read: new segments are numbered after all found ones.
+    let recovery = recover(&volume, &space, &mut |record| {
+        distribute(&mut shards, record);
+    })?;
+    for shard in &mut shards {
+        fold_again(&volume, shard)?;
+    }
+    space.await_carrying_over();
+    Ok(Opened {
+        space,
+        volume,
+        shards,
+        recovery,
+    })
 }
 
 /// What the policies remember of undecided traces is in no record: their fragments are read back.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::{RETRY_UNLINK_AFTER, RETRY_WRITE_AFTER, RETRY_WRITE_AFTER_MOST, Shard, Unwritten};
-use crate::log::DiskOp;
+use crate::log::{DiskOp, PlantedBug};
 use crate::model::{Extent, Moment, SegmentId, TraceId};
 use crate::trace::Stage;
 
@@ -30,6 +30,9 @@ impl Shard {
                 .drain(..)
                 .map(|segment| DiskOp::Unlink { segment }),
         );
+        if PlantedBug::UnlinkBeforeCheckpoint.is_planted() {
+            ops.sort_by_key(|op| !matches!(op, DiskOp::Unlink { .. }));
+        }
         if ops.is_empty() {
             // Nothing is left of the failed batches.
             self.failures = 0;
@@ -48,11 +51,11 @@ impl Shard {
     pub fn batch_written(&mut self, batch: u64) {
         self.written_before = batch + 1;
         self.failures = 0;
-        while let Some((number, _)) = self.unwritten.front() {
-            if *number > batch {
-                break;
+        while let Some((_, records)) = self.unwritten.pop_front_if(|(number, _)| *number <= batch) {
+            let carried = |it: &Unwritten| matches!(it, Unwritten::CarriedOver);
+            if records.iter().any(carried) {
+                self.space.carried_over(self.number);
             }
-            self.unwritten.pop_front();
         }
     }
 
@@ -86,6 +89,7 @@ impl Shard {
                 match record {
                     Unwritten::Fragment { .. } => fragments.push(record),
                     Unwritten::Unlink(segment) => self.space.keep([segment]),
+                    _ if PlantedBug::FailedRecordsForgotten.is_planted() => {}
                     record => self.backlog.push(record),
                 }
             }
@@ -97,6 +101,11 @@ impl Shard {
         for (wait, _) in &mut self.exports {
             if *wait >= self.written_before {
                 *wait = last;
+            }
+        }
+        for dropped in &mut self.retained {
+            if dropped.batch >= self.written_before {
+                dropped.batch = last;
             }
         }
     }
@@ -178,6 +187,8 @@ impl Shard {
                 Unwritten::Checkpoint(decisions) => {
                     self.writer.checkpoint(decisions);
                 }
+                // Behind the checkpoints that it stands for.
+                Unwritten::CarriedOver => {}
                 Unwritten::Fragment { .. } | Unwritten::Unlink(_) => continue,
             }
             self.note_unwritten(record);
@@ -207,7 +218,7 @@ impl Shard {
         }
         for segment in self.space.take_freed(self.number) {
             let (decisions, ranges) = self.decisions.carry_forward(segment);
-            if !decisions.is_empty() {
+            if !decisions.is_empty() && !PlantedBug::CheckpointForgotten.is_planted() {
                 let extent = self.writer.checkpoint(&decisions);
                 self.decisions.carried(ranges, extent.segment);
                 self.note_unwritten(Unwritten::Checkpoint(decisions));

@@ -1,6 +1,7 @@
 //! Handing kept traces to exporters, and hearing what became of them.
 
 use super::{ExportTrace, ExportWork, PUT_BACK_FOR, Shard, Unwritten, by_segment};
+use crate::log::PlantedBug;
 use crate::model::{FragmentHash, Moment, TraceId};
 use crate::trace::{FragmentRef, Stage, TraceEntry};
 
@@ -28,7 +29,12 @@ impl Shard {
     /// to `bytes_max` and `traces_max`.
     pub fn pull(&mut self, bytes_max: u64, traces_max: usize) -> Option<ExportWork> {
         let (batch, _) = self.exports.front()?;
-        if *batch >= self.written_before {
+        let on_disk_before = if PlantedBug::VerdictAfterFirstByte.is_planted() {
+            self.batch
+        } else {
+            self.written_before
+        };
+        if *batch >= on_disk_before {
             return None;
         }
         let unwritten_from = self.unwritten_from();
@@ -36,7 +42,7 @@ impl Shard {
         let mut bytes = 0;
         while traces.len() < traces_max
             && let Some(&(batch, trace)) = self.exports.front()
-            && batch < self.written_before
+            && batch < on_disk_before
         {
             let waits = |entry: &&mut TraceEntry| {
                 // Not if its only fragment was lost, or if an exporter has it by another way.
@@ -76,6 +82,13 @@ impl Shard {
                 queued: false,
             };
         }
+        if PlantedBug::TombstoneBeforeExport.is_planted() {
+            for export in &traces {
+                let hashes: Vec<FragmentHash> =
+                    export.fragments.iter().map(FragmentRef::hash).collect();
+                self.writer.exported(export.decision.trace, &hashes);
+            }
+        }
         (!traces.is_empty()).then_some(ExportWork { traces })
     }
 
@@ -90,6 +103,9 @@ impl Shard {
                 .note_exported(trace, hashes.iter().copied(), now);
             self.note_unwritten(Unwritten::Exported(trace, hashes));
             self.release(&by_segment(&export.fragments));
+            if PlantedBug::ReleasedTwice.is_planted() {
+                self.release(&by_segment(&export.fragments));
+            }
             let Some(entry) = self.index.get_mut(trace) else {
                 continue;
             };

@@ -147,8 +147,10 @@ impl Shard {
                     return;
                 };
                 self.metrics.spans_dropped.inc_by(u64::from(entry.spans));
+                let batch = self.last_unwritten_batch();
                 self.retained.push_back(Retained {
                     until: now + self.config.drop_retain,
+                    batch,
                     trace,
                     fragments: by_segment(entry.fragments()),
                 });

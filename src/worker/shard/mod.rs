@@ -20,7 +20,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::log::{Space, Writer};
+use crate::log::{PlantedBug, Space, Writer};
 use crate::model::{Decision, Extent, FragmentHash, Moment, SegmentId, TraceId, Verdict};
 use crate::policy::Rules;
 use crate::trace::{Deadlines, DecisionMemory, Decisions, FragmentRef, Index, Stage};
@@ -159,6 +159,9 @@ struct Shown {
 #[derive(Debug)]
 struct Retained {
     until: Moment,
+    /// Must be on disk before they go: a verdict that is lost with them would be given anew, on
+    /// what is left of the trace.
+    batch: u64,
     trace: TraceId,
     /// How many fragments lie in which segment.
     fragments: Box<[(SegmentId, u32)]>,
@@ -176,6 +179,8 @@ enum Unwritten {
     Verdict(Decision),
     Exported(TraceId, Vec<FragmentHash>),
     Checkpoint(Vec<Decision>),
+    /// All that is needed of earlier lives was written before it. Has no bytes of its own.
+    CarriedOver,
     /// Not before everything that was pending with it.
     Unlink(SegmentId),
 }
@@ -351,7 +356,15 @@ impl Shard {
             self.write_backlog();
         }
         self.judge_due(now);
-        while let Some(dropped) = self.retained.pop_front_if(|dropped| dropped.until <= now) {
+        let on_disk_before = if PlantedBug::DroppedBeforeVerdict.is_planted() {
+            u64::MAX
+        } else {
+            self.written_before
+        };
+        while let Some(dropped) = self
+            .retained
+            .pop_front_if(|dropped| dropped.until <= now && dropped.batch < on_disk_before)
+        {
             self.release(&dropped.fragments);
         }
         while let Some(&(at, trace)) = self.put_back.front() {
@@ -388,7 +401,10 @@ impl Shard {
     /// When [`Shard::tick`] has something to do next; `None` for when something comes in.
     pub fn next_wakeup(&self) -> Option<Moment> {
         let deadline = self.deadlines.next().filter(|_| self.deciding);
-        let retained = self.retained.front().map(|dropped| dropped.until);
+        // One whose verdict is not on disk waits for a batch, not for a moment.
+        let is_written = |dropped: &&Retained| dropped.batch < self.written_before;
+        let retained = self.retained.front().filter(is_written);
+        let retained = retained.map(|dropped| dropped.until);
         let put_back = self.put_back.front().map(|(at, _)| *at);
         [deadline, retained, put_back, self.refuse_until]
             .into_iter()
@@ -399,6 +415,11 @@ impl Shard {
     /// Whether this shard gives verdicts: not before the member has joined, not while it leaves.
     pub fn set_deciding(&mut self, deciding: bool) {
         self.deciding = deciding;
+    }
+
+    /// The verdict on a trace, as long as it is remembered.
+    pub fn verdict(&self, trace: TraceId) -> Option<&Decision> {
+        self.decisions.get(trace).map(|held| &held.decision)
     }
 
     fn show(&mut self) {

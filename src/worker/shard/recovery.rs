@@ -1,7 +1,7 @@
 //! Taking over what earlier lives left in the log.
 
 use super::{Retained, Shard, Unwritten, by_segment};
-use crate::log::{Recovered, StoredFragment};
+use crate::log::{PlantedBug, Recovered, StoredFragment};
 use crate::model::{Decision, Extent, Moment, SegmentId, TraceId, Verdict};
 use crate::trace::{FragmentRef, Stage};
 
@@ -22,6 +22,11 @@ impl Shard {
                 span_bytes,
                 has_root,
             } => {
+                let arrival = if PlantedBug::ArrivalsMoved.is_planted() {
+                    arrival + std::time::Duration::from_secs(3)
+                } else {
+                    arrival
+                };
                 let decision = self.decisions.get(trace).map(|held| held.decision);
                 let stage = match decision.map(|it| it.verdict) {
                     Some(Verdict::Keep) => Stage::Kept {
@@ -96,6 +101,7 @@ impl Shard {
                 if let Some(entry) = self.index.remove(decision.trace) {
                     self.retained.push_back(Retained {
                         until: decision.decided_at + self.config.drop_retain,
+                        batch: 0,
                         trace: decision.trace,
                         fragments: by_segment(entry.fragments()),
                     });
@@ -151,13 +157,25 @@ impl Shard {
             place += some.len();
             self.note_unwritten(Unwritten::Checkpoint(some.to_vec()));
         }
+        if place > 0 {
+            self.note_unwritten(Unwritten::CarriedOver);
+        } else {
+            self.space.carried_over(self.number);
+        }
+        let mut undecided: Vec<(Moment, TraceId)> = Vec::new();
         let mut kept: Vec<(Moment, TraceId)> = Vec::new();
         for (trace, entry) in self.index.traces() {
             match &entry.decision {
-                None => self.deadlines.push(self.due(entry).0, trace),
+                None => undecided.push((self.due(entry).0, trace)),
                 // Also of a late span, whose verdict lies before it in the log.
                 Some(decision) => kept.push((decision.decided_at, trace)),
             }
+        }
+        // In their order, as they would have come: deadlines are cheap then, and a life that is
+        // told the same does the same.
+        undecided.sort_unstable();
+        for (at, trace) in undecided {
+            self.deadlines.push(at, trace);
         }
         kept.sort_unstable();
         for (_, trace) in kept {

@@ -1,0 +1,94 @@
+//! Bugs that can be planted into the way of a record to disk and back, to see that `tests/crash`
+//! finds them. What a bug does stands where it is planted.
+//!
+//! They are there with `debug_assertions` only: tests and development builds share one build of
+//! this crate, and a release binary has neither the bugs nor the switch. A feature would have cost
+//! a second build of the crate (and binaries under test that differ from those that are run), and
+//! `cfg(test)` is not seen by `tests/`.
+
+/// One way to lose, double or forget.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PlantedBug {
+    /// Clients get OK when the disk thread has their bytes, not when the disk has.
+    AckBeforeWrite,
+    /// What is handed to an exporter is noted as exported.
+    TombstoneBeforeExport,
+    /// A torn tail stays in its file.
+    TornTailKept,
+    /// Segments go with their decisions.
+    CheckpointForgotten,
+    /// Segments go before the checkpoint of their decisions is written.
+    UnlinkBeforeCheckpoint,
+    /// Segments of earlier lives go before every shard has written its checkpoint.
+    UnlinkBeforeOtherShards,
+    /// Segments go as they become idle, tombstones before what they cover.
+    FreedOutOfOrder,
+    /// A new segment's name is not synced.
+    DirectoryNotSynced,
+    /// Exporters need not wait for the verdict to be on disk.
+    VerdictAfterFirstByte,
+    /// A failed sync counts as a good one.
+    SyncErrorIgnored,
+    /// Exported fragments are released two times.
+    ReleasedTwice,
+    /// Verdicts and tombstones of a failed batch are not written again.
+    FailedRecordsForgotten,
+    /// Dropped traces are freed although their verdicts are not on disk.
+    DroppedBeforeVerdict,
+    /// A fragment whose header did not come to disk is taken over, and its repetition passes for
+    /// a duplicate.
+    HeadlessFragmentHeld,
+    /// Arrivals are read back three seconds late, and deadlines with them.
+    ArrivalsMoved,
+}
+
+impl PlantedBug {
+    pub const ALL: [Self; 15] = [
+        Self::AckBeforeWrite,
+        Self::TombstoneBeforeExport,
+        Self::TornTailKept,
+        Self::CheckpointForgotten,
+        Self::UnlinkBeforeCheckpoint,
+        Self::UnlinkBeforeOtherShards,
+        Self::FreedOutOfOrder,
+        Self::DirectoryNotSynced,
+        Self::VerdictAfterFirstByte,
+        Self::SyncErrorIgnored,
+        Self::ReleasedTwice,
+        Self::FailedRecordsForgotten,
+        Self::DroppedBeforeVerdict,
+        Self::HeadlessFragmentHeld,
+        Self::ArrivalsMoved,
+    ];
+}
+
+#[cfg(debug_assertions)]
+mod switch {
+    use std::cell::Cell;
+
+    use super::PlantedBug;
+
+    thread_local! {
+        /// Of a thread, so that tests beside each other do not share bugs; a simulated worker has
+        /// one thread.
+        static PLANTED: Cell<Option<PlantedBug>> = const { Cell::new(None) };
+    }
+
+    impl PlantedBug {
+        /// Plants this bug, and only this, in the current thread.
+        pub fn plant(bug: Option<Self>) {
+            PLANTED.set(bug);
+        }
+
+        pub(crate) fn is_planted(self) -> bool {
+            PLANTED.get() == Some(self)
+        }
+    }
+}
+
+#[cfg(not(debug_assertions))]
+impl PlantedBug {
+    pub(crate) const fn is_planted(self) -> bool {
+        false
+    }
+}

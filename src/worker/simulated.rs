@@ -1,0 +1,190 @@
+//! A worker in one thread, for tests: its shards, their queues and what its disk threads do, each
+//! step taken when the caller says so and at the time the caller says it is. No sockets and no
+//! exporters (whoever pulls is the backend), and no limits either.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use crate::log::{Disk, ReadError, RecoveryReport, Space, StoredFragment, Volume};
+use crate::model::{Decision, Extent, Moment, TraceId};
+use crate::net::admission::Budget;
+use crate::policy::Rules;
+use crate::wire::ScanLimits;
+use crate::worker::disk;
+use crate::worker::ingest::{Incoming, shard_of};
+use crate::worker::shard::{AppendRefused, ExportWork, Placement, Shard};
+use crate::worker::shard_thread::{self, DiskEnd, First, Running, ShardHandle};
+use crate::worker::start::{Opened, open};
+use crate::worker::{AckLevel, StartError, WorkerConfig, WorkerMetrics};
+
+/// See the module.
+pub struct SimulatedWorker<D: Disk> {
+    ack: AckLevel,
+    space: Arc<Space>,
+    volume: Arc<Volume<D>>,
+    recovery: RecoveryReport,
+    shards: Vec<SimulatedShard>,
+}
+
+struct SimulatedShard {
+    handle: ShardHandle,
+    running: Running,
+    disk: DiskEnd,
+}
+
+/// What a client waits for.
+#[derive(Debug)]
+pub struct SimulatedAnswer {
+    parts: Vec<oneshot::Receiver<Result<Vec<u32>, AppendRefused>>>,
+    is_refused: bool,
+}
+
+impl SimulatedAnswer {
+    /// `None` as long as a shard has not answered; true for OK. A shard that is gone has refused.
+    pub fn poll(&mut self) -> Option<bool> {
+        self.parts.retain_mut(|part| match part.try_recv() {
+            Ok(Ok(_)) => false,
+            Ok(Err(_)) | Err(oneshot::error::TryRecvError::Closed) => {
+                self.is_refused = true;
+                false
+            }
+            Err(oneshot::error::TryRecvError::Empty) => true,
+        });
+        self.parts.is_empty().then_some(!self.is_refused)
+    }
+}
+
+impl<D: Disk> SimulatedWorker<D> {
+    /// Begins a life: reads the log, writes nothing yet. It gives verdicts from its first turn on.
+    pub fn start(
+        config: &WorkerConfig,
+        disk: D,
+        rules: &Arc<Rules>,
+        metrics: &WorkerMetrics,
+        secret: u64,
+        now: Moment,
+    ) -> Result<Self, StartError> {
+        let Opened {
+            space,
+            volume,
+            shards,
+            recovery,
+        } = open(config, disk, rules, metrics, secret)?;
+        let start = |(number, mut shard): (usize, Shard)| {
+            shard.recovered(now);
+            let (handle, running, disk) = shard_thread::prepare(number as u16, shard, None, now);
+            handle.set_deciding(true);
+            SimulatedShard {
+                handle,
+                running,
+                disk,
+            }
+        };
+        Ok(Self {
+            ack: config.ack,
+            space,
+            volume,
+            recovery,
+            shards: shards.into_iter().enumerate().map(start).collect(),
+        })
+    }
+
+    pub fn recovery(&self) -> &RecoveryReport {
+        &self.recovery
+    }
+
+    pub fn space(&self) -> &Space {
+        &self.space
+    }
+
+    /// Puts a request into the queues of its shards.
+    pub fn append(&self, message: Bytes) -> SimulatedAnswer {
+        let mut answer = SimulatedAnswer {
+            parts: Vec::new(),
+            is_refused: true,
+        };
+        let Some(permit) = Budget::new(u64::MAX).try_take(message.len() as u64) else {
+            return answer;
+        };
+        let Ok(incoming) = Incoming::parse(message, &ScanLimits::default(), permit) else {
+            return answer;
+        };
+        let mut shares = vec![Vec::new(); self.shards.len()];
+        for (number, fragment) in incoming.fragments.all().iter().enumerate() {
+            shares[self.shard_of(fragment.trace)].push((number as u32, Placement::Mine));
+        }
+        let incoming = Arc::new(incoming);
+        answer.is_refused = false;
+        for (shard, share) in self.shards.iter().zip(shares) {
+            if !share.is_empty() {
+                answer
+                    .parts
+                    .extend(shard.handle.append(incoming.clone(), share));
+            }
+        }
+        answer
+    }
+
+    pub fn shard_of(&self, trace: TraceId) -> usize {
+        shard_of(trace, self.shards.len())
+    }
+
+    /// One turn of a shard's thread. True if it handed a batch to its disk thread.
+    pub fn turn(&mut self, shard: usize, now: Moment) -> bool {
+        let shard = &mut self.shards[shard];
+        let was_waiting = !shard.disk.batches.is_empty();
+        shard.running.turn(First::default(), now);
+        !was_waiting && !shard.disk.batches.is_empty()
+    }
+
+    /// A shard's disk thread carries out the batch it has. `None` if it has none; true if all of
+    /// it is on disk.
+    pub fn write(&mut self, shard: usize) -> Option<bool> {
+        let disk = &self.shards[shard].disk;
+        let batch = disk.batches.try_recv().ok()?;
+        let done = disk::carry_out(&self.volume, self.ack, batch);
+        let is_written = done.result.is_ok();
+        disk.done.send(done).ok();
+        Some(is_written)
+    }
+
+    /// Kept traces, after a turn of the shard.
+    pub fn pull(
+        &mut self,
+        shard: usize,
+        bytes_max: u64,
+        traces_max: usize,
+        now: Moment,
+    ) -> Option<ExportWork> {
+        let shard = &mut self.shards[shard];
+        shard.running.pull_now(bytes_max, traces_max, now)
+    }
+
+    pub fn exported(&self, shard: usize, work: ExportWork) {
+        self.shards[shard].handle.exported(work);
+    }
+
+    pub fn put_back(&self, shard: usize, work: ExportWork) {
+        self.shards[shard].handle.put_back(work);
+    }
+
+    pub fn read(&self, extents: &[Extent]) -> Result<Vec<StoredFragment>, ReadError> {
+        self.volume.read(extents)
+    }
+
+    /// The verdict on a trace, as long as it is remembered.
+    pub fn verdict(&self, trace: TraceId) -> Option<&Decision> {
+        let shard = &self.shards[self.shard_of(trace)];
+        shard.running.shard().verdict(trace)
+    }
+
+    /// Kept traces that the backend has not got.
+    pub fn awaiting_export(&self) -> usize {
+        let shards = self.shards.iter();
+        shards
+            .map(|shard| shard.running.shard().awaiting_export())
+            .sum()
+    }
+}
