@@ -110,7 +110,10 @@ fn six_policies() -> String {
             &format!("decision_wait: {DECISION_WAIT_SECONDS}s"),
         )
         .replace("min_spans: 20", &format!("min_spans: {MIN_SPANS}"))
-        .replace("threshold_ms: 10000", &format!("threshold_ms: {THRESHOLD_MILLIS}"));
+        .replace(
+            "threshold_ms: 10000",
+            &format!("threshold_ms: {THRESHOLD_MILLIS}"),
+        );
     assert_ne!(suited, file);
     suited
 }

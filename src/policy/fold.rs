@@ -19,7 +19,8 @@ pub struct FoldState {
     end_unix_nanos: u64,
     /// The longest that the trace was after any of its spans.
     longest_millis: i64,
-    /// The randomness that a span stated in the lower 56 bits; above them [`SEEN_OK`] and its like.
+    /// The randomness that a span stated in the lower 56 bits; above them a bit for each status code that was seen,
+    /// and `RANDOMNESS_STATED`.
     randomness_and_flags: u64,
     facts: Facts,
 }
