@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde::Serialize;
+
 use super::books::{Books, Turn};
 use crate::model::TraceId;
 
@@ -37,20 +39,27 @@ const THRESHOLD_SLACK: f64 = 1e-5;
 const OVERDUE_SHARE_MAX: f64 = 0.01;
 const EXAMPLES_MAX: usize = 5;
 
-/// What came of the comparison.
-#[derive(Debug, Clone, Default, PartialEq)]
+/// What came of the comparison; a program reads it as a part of the summary.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub(super) struct Findings {
+    #[serde(rename = "traces_sent")]
     pub(super) turns: u64,
+    #[serde(rename = "spans_sent")]
     pub(super) spans: u64,
+    #[serde(rename = "traces_kept")]
     pub(super) kept_turns: u64,
+    #[serde(rename = "spans_kept")]
     pub(super) kept_spans: u64,
+    /// Turns with an error, cut off by MAX_TOKENS, or of 47 seconds.
     pub(super) broken_sent: u64,
     pub(super) broken_kept: u64,
     /// Kept, and some spans are missing.
     pub(super) incomplete: u64,
     /// Kept by a rule that is sure of it, so by another than the baselines.
+    #[serde(rename = "useful_traces")]
     pub(super) useful: u64,
     /// The same by the first such rule in the file.
+    #[serde(skip)]
     pub(super) sure: BTreeMap<&'static str, u64>,
     /// A rule or the baseline keeps it, and nothing of it came.
     pub(super) wrongly_dropped: u64,
@@ -70,7 +79,9 @@ pub(super) struct Findings {
     pub(super) baseline_of: u64,
     pub(super) baseline_kept: u64,
     pub(super) rate_capped: u64,
+    #[serde(skip)]
     pub(super) rate_capped_spans: u64,
+    #[serde(skip)]
     pub(super) examples: Vec<String>,
 }
 
