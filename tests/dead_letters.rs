@@ -8,6 +8,7 @@
 )]
 
 mod receiver;
+mod whole_worker;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,21 +19,17 @@ use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
 use prometheus_client::registry::Registry;
 use prost::Message;
-use tailring::cluster::{View, ViewHandle};
 use tailring::log::SimulatedDisk;
-use tailring::model::{Incarnation, Member, SteadyClock};
 use tailring::net::admission::Budget;
 use tailring::net::metadata::RequestMetadata;
 use tailring::net::server::{Ingest, IngestRequest};
-use tailring::policy::{Policy, PolicyKind, Rules, Timing};
-use tailring::ring::Seed;
-use tailring::wire::ScanLimits;
-use tailring::worker::export::{DeliveryConfig, Destination, ExportMetrics};
-use tailring::worker::{AckLevel, Worker, WorkerConfig, WorkerMetrics};
+use tailring::policy::PolicyKind;
+use tailring::worker::{Worker, WorkerConfig};
 use tokio::time::Instant;
 use tonic::Status;
 
 use receiver::{Receiver, names};
+use whole_worker::{LOCALHOST, config, one_policy, start, view};
 
 const FILE: &str = "dead-letters.jsonl";
 const BIG_LOG: u64 = 1 << 40;
@@ -45,49 +42,19 @@ struct Life {
 impl Life {
     fn start(disk: &SimulatedDisk, backend: &Receiver, log_max_bytes: u64) -> Self {
         let mut registry = Registry::with_prefix("tailring");
-        let destination = Destination::connect(
-            &format!("grpc://{}", backend.address).parse().unwrap(),
-            http::HeaderMap::new(),
-            DeliveryConfig::default(),
-            ExportMetrics::register(&mut registry),
-        );
-        let timing = Timing {
-            decision_wait: Duration::from_millis(400),
-            quiet_period: None,
-            decision_wait_after_root_received: None,
-        };
-        let all = Policy {
-            name: "all".into(),
-            kind: PolicyKind::AlwaysSample,
-        };
-        let name = Member::parse("a").unwrap();
         let config = WorkerConfig {
-            name: name.clone(),
-            incarnation: Incarnation(1),
-            shards: 1,
-            scan: ScanLimits::default(),
-            ack: AckLevel::Written,
             segment_bytes: 4 << 20,
             log_max_bytes,
-            trace_spans_max: 32_000,
-            trace_bytes_max: 256 << 20,
-            drop_retain: Duration::from_secs(120),
-            decision_memory_max_bytes: 64 << 20,
-            index_memory_max_bytes: 64 << 20,
+            ..config("a", 1)
         };
-        let here = ([127, 0, 0, 1], 0).into();
-        let view = View::new([(name, here)].into(), Seed(1), "test");
-        let worker = Worker::start(
+        let worker = start(
             config,
-            disk.clone(),
-            Arc::new(Rules::new(timing, vec![all])),
-            Arc::new(destination.unwrap()),
-            ViewHandle::fixed(view),
-            SteadyClock::start(),
-            WorkerMetrics::register(&mut registry),
+            disk,
+            one_policy(PolicyKind::AlwaysSample),
+            view([("a", LOCALHOST)]),
+            &format!("grpc://{}", backend.address),
+            &mut registry,
         );
-        let worker = worker.unwrap();
-        assert!(worker.join());
         Self { worker, registry }
     }
 
@@ -118,7 +85,11 @@ impl Life {
 
     /// Waits until a metric is at least that.
     async fn counted(&self, metric: &str, at_least: u64) {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        self.counted_within(SOON, metric, at_least).await;
+    }
+
+    async fn counted_within(&self, patience: Duration, metric: &str, at_least: u64) {
+        let deadline = Instant::now() + patience;
         while self.count(metric) < at_least {
             assert!(
                 Instant::now() < deadline,
@@ -146,6 +117,8 @@ impl Life {
 }
 
 const SOON: Duration = Duration::from_secs(20);
+/// What was put back is offered again after a minute.
+const OFFERED_AGAIN: Duration = Duration::from_secs(60 + 20);
 
 fn span(trace: u64, id: u64, name: &str, bytes: usize) -> Span {
     let mut trace_id = vec![7; 16];
@@ -465,11 +438,15 @@ async fn what_is_offered_again_is_not_doubled() {
             _ => Ok(()),
         },
     );
-    tokio::time::sleep(Duration::from_secs(62)).await;
-    no_room.counted("worker_spans_exported_total", 4).await;
-    refused.counted("worker_exports_put_back_total", 2).await;
-    tokio::time::sleep(Duration::from_secs(62)).await;
-    refused.counted("worker_spans_exported_total", 30).await;
+    no_room
+        .counted_within(OFFERED_AGAIN, "worker_spans_exported_total", 4)
+        .await;
+    refused
+        .counted_within(OFFERED_AGAIN, "worker_exports_put_back_total", 2)
+        .await;
+    refused
+        .counted_within(OFFERED_AGAIN, "worker_spans_exported_total", 30)
+        .await;
     assert_eq!(no_room.stop(SOON).await, 0);
     assert_eq!(refused.stop(SOON).await, 0);
     assert_once(&taken(&backends[0]), 4);

@@ -18,24 +18,18 @@ use prometheus_client::registry::Registry;
 use prost::Message;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use tailring::cluster::{View, ViewHandle};
 use tailring::log::SimulatedDisk;
-use tailring::model::{Incarnation, Member, SteadyClock};
 use tailring::net::admission::Budget;
 use tailring::net::client::{ClientConfig, GrpcClient, Target};
 use tailring::net::server::{Protocol, Server, ServerConfig, ServerMetrics};
-use tailring::ring::Seed;
-use tailring::wire::ScanLimits;
-use tailring::worker::export::{DeliveryConfig, Destination, ExportMetrics};
-use tailring::worker::{AckLevel, Worker, WorkerConfig, WorkerMetrics};
+use tailring::worker::Worker;
 use tokio::time::Instant;
 
 use receiver::Receiver;
+use whole_worker::LOCALHOST;
 
 mod receiver;
-
-const LOCALHOST: std::net::SocketAddr =
-    std::net::SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+mod whole_worker;
 
 /// A worker with its door.
 struct Running {
@@ -47,39 +41,14 @@ struct Running {
 impl Running {
     async fn start(policies: &str, export: &str) -> Self {
         let mut registry = Registry::default();
-        let destination = Destination::connect(
-            &export.parse().unwrap(),
-            HeaderMap::new(),
-            DeliveryConfig::default(),
-            ExportMetrics::register(&mut registry),
+        let worker = whole_worker::start(
+            whole_worker::config("a", 2),
+            &SimulatedDisk::default(),
+            tailring::policy::parse(policies).unwrap().rules,
+            whole_worker::view([("a", LOCALHOST)]),
+            export,
+            &mut registry,
         );
-        let name = Member::parse("a").unwrap();
-        let view = View::new([(name.clone(), LOCALHOST)].into(), Seed(1), "test");
-        let config = WorkerConfig {
-            name,
-            incarnation: Incarnation(1),
-            shards: 2,
-            scan: ScanLimits::default(),
-            ack: AckLevel::Written,
-            segment_bytes: 64 << 20,
-            log_max_bytes: 1 << 40,
-            trace_spans_max: 32_000,
-            trace_bytes_max: 256 << 20,
-            drop_retain: Duration::from_secs(120),
-            decision_memory_max_bytes: 64 << 20,
-            index_memory_max_bytes: 64 << 20,
-        };
-        let worker = Worker::start(
-            config,
-            SimulatedDisk::default(),
-            Arc::new(tailring::policy::parse(policies).unwrap().rules),
-            Arc::new(destination.unwrap()),
-            ViewHandle::fixed(view),
-            SteadyClock::start(),
-            WorkerMetrics::register(&mut registry),
-        )
-        .unwrap();
-        assert!(worker.join());
         let server = Server::bind(
             ServerConfig::new(Protocol::Grpc, LOCALHOST),
             worker.clone(),

@@ -15,39 +15,25 @@ use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
 use prometheus_client::registry::Registry;
 use prost::Message;
-use tailring::cluster::{View, ViewHandle};
+use tailring::cluster::ViewHandle;
 use tailring::log::SimulatedDisk;
-use tailring::model::{Incarnation, Member, SteadyClock};
 use tailring::net::admission::Budget;
 use tailring::net::metadata::RequestMetadata;
 use tailring::net::server::{Ingest, IngestRequest, Protocol, Server, ServerConfig, ServerMetrics};
-use tailring::policy::{Policy, PolicyKind, RateLimiting, Rules, Scope, Timing};
-use tailring::ring::Seed;
-use tailring::wire::ScanLimits;
-use tailring::worker::export::{DeliveryConfig, Destination, ExportMetrics};
-use tailring::worker::{AckLevel, Worker, WorkerConfig, WorkerMetrics};
+use tailring::policy::{PolicyKind, RateLimiting, Scope};
+use tailring::worker::Worker;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tonic::Status;
 
 use receiver::{Receiver, Reply};
+use whole_worker::{LOCALHOST, one_policy, view};
 
 mod receiver;
-
-const LOCALHOST: std::net::SocketAddr =
-    std::net::SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
-
-fn member(name: &str) -> Member {
-    Member::parse(name).unwrap()
-}
+mod whole_worker;
 
 fn alone() -> ViewHandle {
     view([("a", LOCALHOST)])
-}
-
-fn view<const N: usize>(members: [(&str, std::net::SocketAddr); N]) -> ViewHandle {
-    let addresses = members.map(|(name, address)| (member(name), address));
-    ViewHandle::fixed(View::new(addresses.into(), Seed(1), "test"))
 }
 
 fn start(
@@ -60,7 +46,6 @@ fn start(
     start_with(PolicyKind::AlwaysSample, name, disk, shards, view, backend)
 }
 
-/// With one policy, called `all`.
 fn start_with(
     kind: PolicyKind,
     name: &str,
@@ -69,51 +54,14 @@ fn start_with(
     view: ViewHandle,
     backend: &Receiver,
 ) -> Arc<Worker> {
-    let registry = &mut Registry::default();
-    let destination = Destination::connect(
-        &format!("grpc://{}", backend.address).parse().unwrap(),
-        http::HeaderMap::new(),
-        DeliveryConfig::default(),
-        ExportMetrics::register(registry),
-    );
-    let timing = Timing {
-        decision_wait: Duration::from_millis(400),
-        quiet_period: None,
-        decision_wait_after_root_received: None,
-    };
-    let rules = Rules::new(
-        timing,
-        vec![Policy {
-            name: "all".into(),
-            kind,
-        }],
-    );
-    let config = WorkerConfig {
-        name: member(name),
-        incarnation: Incarnation(1),
-        shards,
-        scan: ScanLimits::default(),
-        ack: AckLevel::Written,
-        segment_bytes: 64 << 20,
-        log_max_bytes: 1 << 40,
-        trace_spans_max: 32_000,
-        trace_bytes_max: 256 << 20,
-        drop_retain: Duration::from_secs(120),
-        decision_memory_max_bytes: 64 << 20,
-        index_memory_max_bytes: 64 << 20,
-    };
-    let worker = Worker::start(
-        config,
-        disk.clone(),
-        Arc::new(rules),
-        Arc::new(destination.unwrap()),
+    whole_worker::start(
+        whole_worker::config(name, shards),
+        disk,
+        one_policy(kind),
         view,
-        SteadyClock::start(),
-        WorkerMetrics::register(registry),
-    );
-    let worker = worker.unwrap();
-    assert!(worker.join());
-    worker
+        &format!("grpc://{}", backend.address),
+        &mut Registry::default(),
+    )
 }
 
 /// One ResourceSpans for each trace, with spans numbered on from `first`.
