@@ -15,6 +15,8 @@ mod directory;
 mod fixture;
 #[path = "log/model.rs"]
 mod model;
+#[path = "log/recycling.rs"]
+mod recycling;
 #[path = "log/space.rs"]
 mod space;
 

@@ -13,7 +13,9 @@ pub trait Disk: Send + Sync + 'static {
     fn open(&self, name: &str) -> io::Result<Self::File>;
     fn list(&self) -> io::Result<Vec<String>>;
     fn unlink(&self, name: &str) -> io::Result<()>;
-    /// Makes creations and unlinks durable.
+    /// After a crash one of the two names is there, never both. A file of the new name is gone.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+    /// Makes creations, unlinks and renames durable.
     fn sync_dir(&self) -> io::Result<()>;
 }
 
@@ -73,6 +75,10 @@ impl Disk for RealDisk {
 
     fn unlink(&self, name: &str) -> io::Result<()> {
         std::fs::remove_file(self.dir.join(name))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        std::fs::rename(self.dir.join(from), self.dir.join(to))
     }
 
     fn sync_dir(&self) -> io::Result<()> {

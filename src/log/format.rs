@@ -31,7 +31,7 @@ pub(super) const DECISION_BYTES: usize = 47;
 pub(super) const EXPORTED_FIXED_BYTES: usize = 20;
 pub(super) const CHECKPOINT_FIXED_BYTES: usize = 4;
 
-const MAGIC: [u8; 8] = *b"TAILRLOG";
+pub(super) const MAGIC: [u8; 8] = *b"TAILRLOG";
 const FLAG_ROOT: u8 = 1;
 const NO_POLICY: u16 = u16::MAX;
 

@@ -13,7 +13,8 @@
 //!
 //! A data dir is flat: `LOCK` and `IDENTITY` (see `directory.rs`), and segments `NNNNNNNNNN.seg`,
 //! the segment ID in ten decimal digits. IDs grow over all shards and all lives of the dir (a start
-//! goes on above the highest that is there). Other files are left alone. All integers are little-endian.
+//! goes on above the highest that is there), and `NNNNNNNNNN.seg.spare`, at most two that went and
+//! are kept to be written over; a start removes them. Other files are left alone. All integers are little-endian.
 //!
 //! # Segment
 //!
@@ -42,7 +43,10 @@
 //! crc   := CRC32C of: segment u32, offset of the frame in its file u32, len u32, kind u8, payload
 //! ```
 //!
-//! Seeded so, a stale frame, or one at another place, never checks. Readers skip frames of unknown
+//! Seeded so, a stale frame, or one at another place, never checks: the file of a segment that went
+//! becomes another one's, and what it held is written over from its beginning. There each write ends with
+//! zeroes to the end of the page, nine at least, which the next write covers; behind the last ones lies
+//! what is stale. The seal cuts it off. Readers skip frames of unknown
 //! kinds whose checksum is right.
 //!
 //! | kind | name | payload |

@@ -9,7 +9,7 @@ use crate::log::format::{
     self, FORMAT_VERSION, FRAGMENT_FIXED_BYTES, FRAME_HEADER_BYTES, FragmentPayload, Kind,
     SCOPE_ENTRY_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader,
 };
-use crate::log::{Disk, DiskFile, PlantedBug, ReadError, Space, Volume, directory};
+use crate::log::{Disk, DiskFile, PlantedBug, ReadError, Space, Volume, directory, volume};
 use crate::model::{Decision, Extent, SegmentId};
 use crate::model::{FragmentHash, Moment, TraceId};
 
@@ -48,6 +48,8 @@ pub struct RecoveryReport {
     pub damaged_records: u64,
     /// Cut off with torn tails.
     pub torn_bytes: u64,
+    /// What earlier segments had left in files that were being written over.
+    pub stale_bytes: u64,
     /// Files that are not the log's; they are left alone.
     pub foreign_files: u64,
 }
@@ -77,7 +79,12 @@ pub fn recover<D: Disk>(
         }
     }
     for found in &segments {
-        let SegmentFile { id, len, header } = *found;
+        let SegmentFile {
+            id,
+            len,
+            header,
+            is_stale,
+        } = *found;
         let (shard, life) = header.map_or((0, 0), |it| (it.shard, it.life));
         space.recovering(id, shard, life, len);
         let may_be_torn = header.is_some_and(|it| last.get(&(it.life, it.shard)) == Some(&id));
@@ -93,27 +100,33 @@ pub fn recover<D: Disk>(
             fragments: 0,
             headers: HashMap::default(),
         };
-        let sound = match header {
+        let end = match header {
             Some(_) => scan.run(may_be_torn),
+            None if is_stale => Ok(End::Stale(0)),
             None => scan.run_headless(),
         };
         let fragments = scan.fragments;
-        let sound = sound
-            .and_then(|sound| {
+        let end = end
+            .and_then(|end| {
+                let sound = end.offset();
                 if sound < len && !PlantedBug::TornTailKept.is_planted() {
                     open.file.truncate(sound)?;
                     open.file.sync()?;
                 }
-                Ok(sound)
+                Ok(end)
             })
             .map_err(|source| ReadError::Io {
                 segment: id,
                 source,
             })?;
+        let sound = end.offset();
         space.recovered(id, sound, fragments);
         report.segments += 1;
         report.bytes += sound;
-        report.torn_bytes += len - sound;
+        match end {
+            End::Torn(_) => report.torn_bytes += len - sound,
+            End::Stale(_) => report.stale_bytes += len - sound,
+        }
         report.fragments += fragments;
     }
     Ok(report)
@@ -125,22 +138,41 @@ struct SegmentFile {
     len: u64,
     /// `None` if its first bytes do not check.
     header: Option<SegmentHeader>,
+    /// They are another segment's: the file was to be written over, and nothing came.
+    is_stale: bool,
+}
+
+/// Up to where a segment is to be kept, and what lies behind.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    Torn(u64),
+    /// Nothing, or what an earlier segment left in the file.
+    Stale(u64),
+}
+
+impl End {
+    fn offset(self) -> u64 {
+        match self {
+            Self::Torn(at) | Self::Stale(at) => at,
+        }
+    }
 }
 
 /// The segments by ID. Refuses newer versions before anything is changed.
 fn find<D: Disk>(
-    volume: &Volume<D>,
+    log: &Volume<D>,
     report: &mut RecoveryReport,
 ) -> Result<Vec<SegmentFile>, ReadError> {
-    let names = volume
+    let names = log
         .disk
         .list()
         .map_err(|source| ReadError::List { source })?;
-    let mut ids = Vec::new();
+    let (mut ids, mut spares) = (Vec::new(), Vec::new());
     for name in names {
         match SegmentId::from_file_name(&name) {
             Some(id) => ids.push(id),
             None if directory::is_ours(&name) => {}
+            None if volume::is_spare(&name) => spares.push(name),
             None => {
                 report.foreign_files += 1;
                 tracing::warn!(name, "a file in the data dir is not the log's; left alone");
@@ -150,10 +182,11 @@ fn find<D: Disk>(
     ids.sort_unstable();
     let mut segments = Vec::with_capacity(ids.len());
     for id in ids {
-        let (len, header) = read_header(volume, id).map_err(|source| ReadError::Io {
+        let (len, found) = read_header(log, id).map_err(|source| ReadError::Io {
             segment: id,
             source,
         })?;
+        let header = found.filter(|header| header.segment == id);
         if let Some(header) = header
             && header.version != FORMAT_VERSION
         {
@@ -163,9 +196,26 @@ fn find<D: Disk>(
                 known: FORMAT_VERSION,
             });
         }
-        segments.push(SegmentFile { id, len, header });
+        segments.push(SegmentFile {
+            id,
+            len,
+            header,
+            is_stale: found.is_some() && header.is_none(),
+        });
+    }
+    for name in spares {
+        report.stale_bytes += remove_spare(log, &name)?;
     }
     Ok(segments)
+}
+
+/// A file that an earlier life kept to be written over: its pages need not be in memory any more.
+fn remove_spare<D: Disk>(log: &Volume<D>, name: &str) -> Result<u64, ReadError> {
+    let len = log.disk.open(name).and_then(|file| file.len());
+    let len = len.map_err(|source| ReadError::List { source })?;
+    let removed = log.disk.unlink(name);
+    removed.map_err(|source| ReadError::List { source })?;
+    Ok(len)
 }
 
 fn read_header<D: Disk>(
@@ -180,8 +230,7 @@ fn read_header<D: Disk>(
         return Ok((len, None));
     }
     open.file.read_at(0, &mut bytes)?;
-    let header = SegmentHeader::decode(&bytes).filter(|header| header.segment == id);
-    Ok((len, header))
+    Ok((len, SegmentHeader::decode(&bytes)))
 }
 
 /// Goes through the frames of one segment.
@@ -196,8 +245,7 @@ struct SegmentScan<'a, F> {
 }
 
 impl<F: DiskFile> SegmentScan<'_, F> {
-    /// Gives the length up to which the segment is to be kept.
-    fn run(&mut self, may_be_torn: bool) -> io::Result<u64> {
+    fn run(&mut self, may_be_torn: bool) -> io::Result<End> {
         let mut at = SEGMENT_HEADER_BYTES as u64;
         while at < self.window.len {
             if let Some(next) = self.record(at)? {
@@ -209,9 +257,10 @@ impl<F: DiskFile> SegmentScan<'_, F> {
                     self.damage(at, "skipped to the next record that checks");
                     at = next;
                 }
+                None if self.is_end_mark(at)? => return Ok(End::Stale(at)),
                 None if may_be_torn => {
                     self.report.torn_tails += 1;
-                    return Ok(at);
+                    return Ok(End::Torn(at));
                 }
                 None => {
                     self.damage(at, "the rest of the segment is lost");
@@ -219,17 +268,33 @@ impl<F: DiskFile> SegmentScan<'_, F> {
                 }
             }
         }
-        Ok(self.window.len)
+        Ok(End::Stale(self.window.len))
+    }
+
+    /// Zeroes, which no frame begins with, end each write to a file that held another segment.
+    fn is_end_mark(&mut self, at: u64) -> io::Result<bool> {
+        let room = self.window.len - at;
+        let mark = self
+            .window
+            .get(at, room.min(FRAME_HEADER_BYTES as u64) as usize)?;
+        Ok(mark.len() == FRAME_HEADER_BYTES && mark.iter().all(|byte| *byte == 0))
     }
 
     /// Without a header the shard is not known, and with it not whether a torn tail is to be
     /// expected; frames still tell whether they belong here.
-    fn run_headless(&mut self) -> io::Result<u64> {
+    fn run_headless(&mut self) -> io::Result<End> {
         if self.window.len < SEGMENT_HEADER_BYTES as u64 {
             // The process ended between the creation and the first write, or in it. Empty is how
             // such a segment is left: it was cut by an earlier start, or there was nothing to cut.
             self.report.torn_tails += u64::from(self.window.len > 0);
-            return Ok(0);
+            return Ok(End::Torn(0));
+        }
+        let start = SEGMENT_HEADER_BYTES as u64;
+        let is_of_a_segment = self.window.get(0, format::MAGIC.len())? == format::MAGIC;
+        if is_of_a_segment && !self.checks(start)? && self.search(start)?.is_none() {
+            // The first write to a file that held another segment, cut off within the header.
+            self.report.torn_tails += 1;
+            return Ok(End::Torn(0));
         }
         self.damage(0, "the segment's header does not check");
         self.run(false)

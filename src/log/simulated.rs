@@ -33,6 +33,8 @@ struct State {
     inodes: Vec<Inode>,
     names: BTreeMap<String, usize>,
     synced_names: BTreeMap<String, usize>,
+    /// Since the last sync of the directory: from, to. A journal keeps both ends or none.
+    renames: Vec<(String, String)>,
     /// Counts crashes: handles of an earlier life are dead.
     life: u64,
     /// Bytes that all files together may have.
@@ -84,6 +86,7 @@ impl SimulatedDisk {
                 inodes: Vec::new(),
                 names: BTreeMap::new(),
                 synced_names: BTreeMap::new(),
+                renames: Vec::new(),
                 life: 0,
                 room: None,
                 writes_left: None,
@@ -116,7 +119,7 @@ impl SimulatedDisk {
         self.state().death
     }
 
-    /// Creations, unlinks, writes, truncations and syncs that were asked for until now.
+    /// Creations, unlinks, renames, writes, truncations and syncs that were asked for until now.
     pub fn changes(&self) -> u64 {
         self.state().changes
     }
@@ -174,6 +177,18 @@ impl SimulatedDisk {
             }
         }
         names.retain(|name, _| state.names.contains_key(name) || random.random());
+        for (from, to) in state.renames.drain(..).rev() {
+            let moved = state.names.get(&to).copied();
+            match state.synced_names.get(&from) {
+                _ if moved.is_some() && names.get(&to).copied() == moved => {
+                    names.remove(&from);
+                }
+                Some(inode) => {
+                    names.insert(from, *inode);
+                }
+                None => {}
+            }
+        }
         let named: BTreeSet<usize> = names.values().copied().collect();
         for (number, inode) in state.inodes.iter_mut().enumerate() {
             if !named.contains(&number) {
@@ -301,6 +316,23 @@ impl Disk for SimulatedDisk {
         removed.map(drop).ok_or(io::ErrorKind::NotFound.into())
     }
 
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let mut state = self.state();
+        if state.unlinks_fail {
+            return Err(io::Error::other("injected: rename"));
+        }
+        if !state.names.contains_key(from) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        if state.change(0)? != Some(Death::Before)
+            && let Some(inode) = state.names.remove(from)
+        {
+            state.names.insert(to.to_owned(), inode);
+            state.renames.push((from.to_owned(), to.to_owned()));
+        }
+        state.alive()
+    }
+
     fn sync_dir(&self) -> io::Result<()> {
         let mut guard = self.state();
         let state = &mut *guard;
@@ -309,6 +341,7 @@ impl Disk for SimulatedDisk {
         }
         if state.change(0)? != Some(Death::Before) {
             state.synced_names.clone_from(&state.names);
+            state.renames.clear();
         }
         state.alive()
     }

@@ -71,6 +71,8 @@ struct Segment {
     /// Goes below zero for a moment when a frame is released before its batch was taken.
     live: i64,
     bytes: u64,
+    /// The file was another segment before and is at least so long until it is sealed.
+    recycled_bytes: u64,
     /// Frames from here on were abandoned by the writer and never counted as live.
     abandoned_from: Option<u32>,
 }
@@ -241,6 +243,7 @@ impl Space {
             going: false,
             live: 0,
             bytes: 0,
+            recycled_bytes: 0,
             abandoned_from: None,
         });
         (id, inner.life)
@@ -264,6 +267,7 @@ impl Space {
                 segment.sealed |= step.sealed_at.is_some();
             }
             if let Some(len) = step.sealed_at {
+                inner.cut_to_length(step.segment);
                 inner.set_bytes(step.segment, u64::from(len));
                 inner.changes += 1;
             }
@@ -275,6 +279,7 @@ impl Space {
         let mut inner = self.lock();
         // Also one whose file was never asked for (`taken` is 0) is freed in its turn: records of
         // decisions were meant for it, and are carried forward when it goes.
+        inner.cut_to_length(segment);
         inner.set_bytes(segment, u64::from(taken));
         if let Some(segment) = inner.segments.get_mut(&segment) {
             segment.sealed = true;
@@ -312,6 +317,32 @@ impl Space {
         order.admits(segment)
     }
 
+    /// Whether the file of a segment that goes may stay, to be written over: it is about as long as
+    /// others, and the log is far from its bound. (When it comes near, spare files are used up first.)
+    pub(super) fn may_spare(&self, len: u64) -> bool {
+        let segment = u64::from(self.config.segment_bytes);
+        (segment / 2..=segment).contains(&len)
+            && self.lock().used_bytes <= self.config.log_max_bytes / 2
+    }
+
+    /// A file of this length stays without being a segment.
+    pub(super) fn spared(&self, len: u64) {
+        self.lock().used_bytes += len;
+    }
+
+    /// A spare file of this length has become this segment.
+    pub(super) fn recycled(&self, id: SegmentId, len: u64) {
+        let mut inner = self.lock();
+        inner.used_bytes -= len;
+        if let Some(segment) = inner.segments.get_mut(&id)
+            && !segment.sealed
+        {
+            segment.recycled_bytes = len;
+            let bytes = segment.bytes;
+            inner.set_bytes(id, bytes);
+        }
+    }
+
     pub(super) fn unlinked(&self, id: SegmentId) {
         let mut inner = self.lock();
         inner.remove(id);
@@ -346,6 +377,7 @@ impl Space {
                 going: false,
                 live: 0,
                 bytes: 0,
+                recycled_bytes: 0,
                 abandoned_from: None,
             },
         );
@@ -377,8 +409,16 @@ impl Segment {
 impl Inner {
     fn set_bytes(&mut self, id: SegmentId, bytes: u64) {
         if let Some(segment) = self.segments.get_mut(&id) {
+            let bytes = bytes.max(segment.recycled_bytes);
             self.used_bytes = self.used_bytes - segment.bytes + bytes;
             segment.bytes = bytes;
+        }
+    }
+
+    /// The seal gives back what an earlier segment left behind.
+    fn cut_to_length(&mut self, id: SegmentId) {
+        if let Some(segment) = self.segments.get_mut(&id) {
+            segment.recycled_bytes = 0;
         }
     }
 

@@ -6,6 +6,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
+use crate::log::format::FRAME_HEADER_BYTES;
 use crate::log::header_cache::HeaderCache;
 use crate::log::space::ALLOCATION_STEP_BYTES;
 use crate::log::{Buffers, Disk, DiskFile, PlantedBug, Space, reader};
@@ -14,6 +15,11 @@ use crate::model::SegmentId;
 /// Sealed segments are opened again when they are read; a data dir may have more of them than a
 /// process may have files.
 const OPEN_FILES_MAX: usize = 256;
+/// Files of segments that went, kept to be written over. One a shard on a small machine: segments
+/// go one by one, and the next one is begun when the last is full.
+const SPARE_FILES_MAX: usize = 2;
+const PAGE_BYTES: u64 = 4096;
+const SPARE_FILE_SUFFIX: &str = ".spare";
 /// Read buffers kept: one reader a shard on a small machine, and one read ahead.
 const SPARE_READS: usize = 4;
 
@@ -57,6 +63,7 @@ pub struct Volume<D: Disk> {
     files: RwLock<BTreeMap<SegmentId, Arc<OpenSegment<D::File>>>>,
     pub(super) headers: Mutex<HeaderCache>,
     pub(super) reads: Arc<Buffers>,
+    spares: Mutex<Vec<SpareFile>>,
     /// Told when a segment is gone. Set by recovery.
     space: OnceLock<Arc<Space>>,
 }
@@ -70,15 +77,31 @@ pub(super) struct OpenSegment<F> {
     written: Mutex<Written>,
 }
 
+/// The file of a segment that went. Its pages are in memory and its blocks on disk: writing over
+/// them was measured at 7.5 GB/s, into a new file at 2.4 to 4.0.
+#[derive(Debug)]
+struct SpareFile {
+    name: String,
+    len: u64,
+}
+
 /// What may still be done to a segment, and how far it is sound.
 #[derive(Debug, Clone, Copy)]
 struct Written {
     len: u64,
     allocated: u64,
+    /// So far the file goes; behind `len` lies what an earlier segment left.
+    stale_until: u64,
     takes_writes: bool,
     /// A sync failed. The kernel reports it once and forgets the pages, so that the next one
     /// would succeed without their being on disk.
     sync_failed: bool,
+}
+
+/// Whether a file of this name is one that was kept to be written over.
+pub(super) fn is_spare(name: &str) -> bool {
+    name.strip_suffix(SPARE_FILE_SUFFIX)
+        .is_some_and(|name| SegmentId::from_file_name(name).is_some())
 }
 
 impl<D: Disk> Volume<D> {
@@ -87,6 +110,7 @@ impl<D: Disk> Volume<D> {
             disk,
             files: RwLock::default(),
             headers: Mutex::default(),
+            spares: Mutex::default(),
             reads: Buffers::new(SPARE_READS, 2 * reader::READ_BYTES_MAX as usize),
             space: OnceLock::new(),
         })
@@ -109,9 +133,9 @@ impl<D: Disk> Volume<D> {
             DiskOp::Write {
                 segment,
                 offset,
-                bytes,
+                mut bytes,
             } => {
-                self.write(segment, offset, &bytes)?;
+                self.write(segment, offset, &mut bytes)?;
                 return Ok(Some(bytes));
             }
             DiskOp::Seal { segment, len } => self.seal(segment, len)?,
@@ -151,7 +175,18 @@ impl<D: Disk> Volume<D> {
 
     fn create(&self, segment: SegmentId) -> io::Result<()> {
         let name = segment.file_name();
-        let file = self.disk.create(&name)?;
+        let spare = self.spares().pop();
+        let stale_until = spare.as_ref().map_or(0, |spare| spare.len);
+        let file = match spare {
+            Some(spare) => {
+                self.disk.rename(&spare.name, &name)?;
+                if let Some(space) = self.space.get() {
+                    space.recycled(segment, spare.len);
+                }
+                self.disk.open(&name)?
+            }
+            None => self.disk.create(&name)?,
+        };
         if !PlantedBug::DirectoryNotSynced.is_planted()
             && let Err(error) = self.disk.sync_dir()
         {
@@ -160,11 +195,11 @@ impl<D: Disk> Volume<D> {
             drop(file);
             return Err(error);
         }
-        self.keep_open(segment, OpenSegment::empty(file));
+        self.keep_open(segment, OpenSegment::begun(file, stale_until));
         Ok(())
     }
 
-    fn write(&self, segment: SegmentId, offset: u32, bytes: &[u8]) -> io::Result<()> {
+    fn write(&self, segment: SegmentId, offset: u32, bytes: &mut Vec<u8>) -> io::Result<()> {
         let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
         let open = files.get(&segment).map(Arc::clone);
         drop(files);
@@ -186,6 +221,12 @@ impl<D: Disk> Volume<D> {
                 .allocate(written.allocated, target - written.allocated);
             written.allocated = if allocated.is_ok() { target } else { end };
         }
+        if end < written.stale_until {
+            // Zeroes, so that recovery does not take what lies behind for damage; to the end of the
+            // page, which may not be in memory: half of it would have to be read first.
+            let marked = (end + FRAME_HEADER_BYTES as u64).next_multiple_of(PAGE_BYTES);
+            bytes.resize(bytes.len() + (marked - end) as usize, 0);
+        }
         match open.file.write_at(written.len, bytes) {
             Ok(()) => {
                 written.len = end;
@@ -195,6 +236,7 @@ impl<D: Disk> Volume<D> {
                 written.takes_writes = false;
                 // Half a record may be there, and the seal may be in the part of the batch that
                 // is not carried out. If this fails too, recovery finds damage and skips it.
+                written.stale_until = 0;
                 if let Err(cut) = open.file.truncate(written.len) {
                     tracing::warn!(segment = segment.0, error = %cut, "cannot cut a failed write");
                 }
@@ -212,6 +254,7 @@ impl<D: Disk> Volume<D> {
         let mut written = open.written();
         written.takes_writes = false;
         written.len = written.len.min(u64::from(len));
+        written.stale_until = 0;
         open.file.truncate(written.len)
     }
 
@@ -221,7 +264,7 @@ impl<D: Disk> Volume<D> {
             Some(space) if !space.may_unlink(segment) => Err(io::Error::other(
                 "an older segment that it has tombstones for is still there",
             )),
-            _ => self.unlink_file(segment),
+            _ => self.remove(segment),
         };
         match (&done, space) {
             (Ok(()), Some(space)) => space.unlinked(segment),
@@ -231,18 +274,51 @@ impl<D: Disk> Volume<D> {
         done
     }
 
-    fn unlink_file(&self, segment: SegmentId) -> io::Result<()> {
+    /// Nobody may read of it any more: its frames are not live.
+    fn remove(&self, segment: SegmentId) -> io::Result<()> {
         let mut files = self.files.write().unwrap_or_else(PoisonError::into_inner);
-        files.remove(&segment);
+        let open = files.remove(&segment);
         drop(files);
         self.headers().forget(segment);
-        match self.disk.unlink(&segment.file_name()) {
+        let name = segment.file_name();
+        let is_doubtful = open.is_some_and(|open| open.written().sync_failed);
+        let len = match self.disk.open(&name) {
+            Ok(file) if !is_doubtful => file.len()?,
+            _ => 0,
+        };
+        let space = self.space.get();
+        let space = space.filter(|space| len > 0 && space.may_spare(len));
+        let space = space.filter(|_| self.spares().len() < SPARE_FILES_MAX);
+        let Some(space) = space else {
+            return self.unlink_file(&name);
+        };
+        let spare = SpareFile {
+            name: format!("{name}{SPARE_FILE_SUFFIX}"),
+            len,
+        };
+        self.disk.rename(&name, &spare.name)?;
+        if let Err(error) = self.disk.sync_dir() {
+            // Not to be written over before it is sure that it is no segment any more.
+            self.disk.unlink(&spare.name)?;
+            return Err(error);
+        }
+        space.spared(len);
+        self.spares().push(spare);
+        Ok(())
+    }
+
+    fn unlink_file(&self, name: &str) -> io::Result<()> {
+        match self.disk.unlink(name) {
             // Its creation had failed.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             other => other?,
         }
         // Synced before the next one goes: tombstones must not vanish before what they cover.
         self.disk.sync_dir()
+    }
+
+    fn spares(&self) -> MutexGuard<'_, Vec<SpareFile>> {
+        self.spares.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn keep_open(
@@ -270,21 +346,22 @@ impl<D: Disk> Volume<D> {
 }
 
 impl<F: DiskFile> OpenSegment<F> {
-    fn empty(file: F) -> Self {
-        Self::with(file, true)
+    fn begun(file: F, stale_until: u64) -> Self {
+        Self::with(file, true, stale_until)
     }
 
     fn sealed(file: F) -> Self {
-        Self::with(file, false)
+        Self::with(file, false, 0)
     }
 
-    fn with(file: F, takes_writes: bool) -> Self {
+    fn with(file: F, takes_writes: bool, stale_until: u64) -> Self {
         Self {
             file,
             sound: AtomicU64::new(0),
             written: Mutex::new(Written {
                 len: 0,
-                allocated: 0,
+                allocated: stale_until,
+                stale_until,
                 takes_writes,
                 sync_failed: false,
             }),

@@ -173,16 +173,23 @@ impl<'a> Lives<'a> {
         self.books
     }
 
-    /// A bit of a file that has any.
+    /// A bit of a segment that has any, not of what an earlier segment left in its file.
     pub(crate) fn draw_bit(&mut self) -> Option<(String, usize)> {
-        let mut names = self.disk.list().unwrap_or_default();
-        let len = |name: &String| self.disk.content(name).map_or(0, |bytes| bytes.len());
+        let sound = self.disk.copy(1);
+        let space = Space::new(SpaceConfig {
+            segment_bytes: self.plan.segment_bytes,
+            log_max_bytes: u64::MAX,
+            shards: 1,
+        });
+        recover(&Volume::new(sound.clone()), &space, &mut |_| {}).ok()?;
+        let mut names = sound.list().unwrap_or_default();
+        let len = |name: &String| sound.content(name).map_or(0, |bytes| bytes.len());
         names.retain(|name| len(name) > 0);
         if names.is_empty() {
             return None;
         }
         let name = names.swap_remove(self.random.random_range(0..names.len()));
-        let bits = 8 * self.disk.content(&name)?.len();
+        let bits = 8 * sound.content(&name)?.len();
         Some((name, self.random.random_range(0..bits)))
     }
 
@@ -449,7 +456,8 @@ impl<'a> Lives<'a> {
         if self.disk.death().is_none() {
             let report = self.worker.recovery().clone();
             let cut = before - self.bytes_on_disk();
-            if report.torn_bytes != cut || (report.torn_tails > 0) != (cut > 0) {
+            let told = report.torn_bytes + report.stale_bytes;
+            if told != cut || (report.torn_tails > 0) != (report.torn_bytes > 0) {
                 self.books
                     .violation(format!("{cut} bytes were cut, and told was {report:?}"));
             }
@@ -510,7 +518,9 @@ impl<'a> Lives<'a> {
                 .violation(format!("{awaiting} traces wait for an export for ever"));
         }
         let segments = self.worker.space().segments();
-        let files = self.disk.list().map_or(0, |names| names.len());
+        let mut names = self.disk.list().unwrap_or_default();
+        names.retain(|name| !name.ends_with(".spare"));
+        let files = names.len();
         // Open ones, and behind each those full of decisions that are on their way: a decision
         // takes 56 bytes, and the smallest segments hold three of them.
         let decisions = 56 * self.plan.traces.len() / self.plan.segment_bytes as usize;

@@ -71,6 +71,10 @@ impl Disk for GatedDisk {
         self.disk.unlink(name)
     }
 
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.disk.rename(from, to)
+    }
+
     fn sync_dir(&self) -> io::Result<()> {
         self.disk.sync_dir()
     }
