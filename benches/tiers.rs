@@ -10,6 +10,8 @@
 //!
 //! `cargo bench --bench tiers -- memory` measures what a buffered span costs in memory and on disk.
 //!
+//! `cargo bench --bench tiers -- recovery` kills a worker with a long log and measures its next start.
+//!
 //! Exit code 1 if a goal is missed or if a span was received and not appended.
 
 #![allow(
@@ -27,6 +29,8 @@ use std::time::Duration;
 
 #[path = "tiers/null.rs"]
 mod null;
+#[path = "tiers/recovery.rs"]
+mod recovery;
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -46,6 +50,7 @@ fn main() {
         Some("null-raw") => null::serve(&arguments[1], null::Codec::Raw),
         Some("null-prost") => null::serve(&arguments[1], null::Codec::Prost),
         Some("memory") => std::process::exit(memory()),
+        Some("recovery") => std::process::exit(recovery::run()),
         _ => std::process::exit(speed()),
     }
 }
@@ -461,8 +466,14 @@ fn null_server(prost: bool, cpu: Cpu) -> Process {
 }
 
 fn worker(dir: &Path, policies: &Path, backend: SocketAddr, cpu: Cpu) -> Process {
+    let worker = starting_worker(dir, policies, backend, cpu);
+    worker.wait_ready();
+    worker
+}
+
+fn starting_worker(dir: &Path, policies: &Path, backend: SocketAddr, cpu: Cpu) -> Process {
     let grpc = free_port();
-    let worker = Process::tailring_at(
+    Process::tailring_at(
         "tailring-worker",
         &[
             "--name",
@@ -482,9 +493,7 @@ fn worker(dir: &Path, policies: &Path, backend: SocketAddr, cpu: Cpu) -> Process
         ],
         cpu,
         grpc,
-    );
-    worker.wait_ready();
-    worker
+    )
 }
 
 /// A folder on the disk that the build is on; the system's folder for temporary files may be memory.

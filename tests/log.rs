@@ -13,6 +13,10 @@ mod damage;
 mod directory;
 #[path = "log/fixture.rs"]
 mod fixture;
+#[path = "log/footers.rs"]
+mod footers;
+#[path = "log/inspect.rs"]
+mod inspect;
 #[path = "log/model.rs"]
 mod model;
 #[path = "log/recycling.rs"]

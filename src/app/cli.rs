@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use crate::app::demo::{DemoArgs, ServiceArgs};
+use crate::app::inspect::LogArgs;
 use crate::app::load::LoadArgs;
 use crate::app::settings::{RouterArgs, WorkerArgs};
 use crate::app::sink::SinkArgs;
@@ -10,6 +11,8 @@ use crate::app::verify::VerifyArgs;
 
 /// sysexits' EX_USAGE: settings or usage are wrong, and trying again will not help.
 pub const EXIT_USAGE: u8 = 64;
+/// sysexits' EX_IOERR: a worker's disk failed to keep what it was given.
+pub const EXIT_IO_ERROR: u8 = 74;
 
 /// Keeps the traces worth keeping, whole
 #[derive(clap::Parser, Debug)]
@@ -17,7 +20,7 @@ pub const EXIT_USAGE: u8 = 64;
     name = "tailring",
     version,
     after_long_help = "Exit codes: 0 when all is well, 64 when settings or usage are wrong, 1 for \
-                       everything else; demo, load and verify explain their own."
+                       everything else; demo, load, log and verify explain their own."
 )]
 pub struct ToolArgs {
     #[command(subcommand)]
@@ -32,6 +35,7 @@ pub enum Command {
     Load(Box<LoadArgs>),
     Sink(Box<SinkArgs>),
     Verify(Box<VerifyArgs>),
+    Log(Box<LogArgs>),
     #[command(hide = true)]
     DemoService(Box<ServiceArgs>),
 }

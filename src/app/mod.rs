@@ -8,6 +8,7 @@
 pub mod admin;
 pub mod cli;
 pub mod demo;
+pub mod inspect;
 pub mod interrupt;
 pub mod ledger;
 pub mod load;
@@ -29,7 +30,7 @@ use std::process::ExitCode;
 use tokio::sync::watch;
 use tracing::{error, info};
 
-use crate::app::cli::{Command, EXIT_USAGE, ToolArgs};
+use crate::app::cli::{Command, EXIT_IO_ERROR, EXIT_USAGE, ToolArgs};
 use crate::app::settings::{
     Machine, RouterArgs, RouterConfig, WorkerArgs, WorkerConfig, WrongSettings,
 };
@@ -69,6 +70,7 @@ pub fn tool_main(args: ToolArgs) -> ExitCode {
         Command::Load(args) => run_tool(load::run(*args)),
         Command::Sink(args) => run_tool(sink::run(*args)),
         Command::Verify(args) => run_tool(verify::run(*args)),
+        Command::Log(args) => run_tool(inspect::run(*args)),
     }
 }
 
@@ -141,7 +143,11 @@ where
         }
         Err(failure) => {
             error!("{failure:#}");
-            ExitCode::FAILURE
+            if failure.is::<worker::SyncFailed>() {
+                ExitCode::from(EXIT_IO_ERROR)
+            } else {
+                ExitCode::FAILURE
+            }
         }
     }
 }

@@ -106,6 +106,7 @@ async fn start(
     info!(
         incarnation = %identity.incarnation,
         segments = found.segments,
+        by_footer = found.segments_by_footer,
         bytes = found.bytes,
         fragments = found.fragments,
         torn_tails = found.torn_tails,
@@ -131,7 +132,10 @@ async fn start(
         ready: vec![is_member(config.name.clone(), view)],
         health: listeners.health(),
         done: Box::pin(async move {
-            listeners.serve(stopping).await;
+            tokio::select! {
+                () = listeners.serve(stopping) => {}
+                what = sync_failure(&worker) => return Err(SyncFailed(what).into()),
+            }
             let left = worker.stop(EXPORT_AT_STOP).await;
             if left > 0 {
                 warn!(
@@ -142,7 +146,10 @@ async fn start(
             joining.abort();
             // Until here nobody else may open the data dir.
             drop(lock);
-            Ok(())
+            match worker.sync_failure() {
+                Some(what) => Err(SyncFailed(what.to_owned()).into()),
+                None => Ok(()),
+            }
         }),
     })
 }
@@ -153,6 +160,25 @@ const INDEX_MEMORY_PERCENT: u64 = 30;
 /// After a stop was asked for, what is kept may still go out for so long. Kubernetes grants 30 s by
 /// default before it kills.
 const EXPORT_AT_STOP: Duration = Duration::from_secs(10);
+
+/// The disk lost what it was given. Not drained: another life reads what is really there.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the log is not durable, {0}: nothing is acknowledged any more. Started again, this worker goes on \
+     with what its disk has; clients that got no OK send theirs again"
+)]
+pub(super) struct SyncFailed(String);
+
+/// Waits for a sync to fail.
+async fn sync_failure(worker: &Worker) -> String {
+    let mut ticks = tokio::time::interval(Duration::from_millis(50));
+    loop {
+        ticks.tick().await;
+        if let Some(what) = worker.sync_failure() {
+            return what.to_owned();
+        }
+    }
+}
 
 /// Verdicts are given only while this member is in the ring.
 async fn keep_joined(worker: Arc<Worker>) {

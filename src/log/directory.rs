@@ -203,6 +203,18 @@ fn is_same_file(open: &File, path: &Path) -> io::Result<bool> {
     }
 }
 
+/// For who only looks: which store a dir is, if its file says so.
+pub(super) fn read_identity(dir: &Path) -> Option<StoreIdentity> {
+    let mut file = File::open(dir.join(IDENTITY_FILE)).ok()?;
+    StoreIdentity::parse(&read_short(&mut file).ok()?)
+}
+
+/// For who only looks, and does not lock: who noted himself in the lock file.
+pub(super) fn read_holder(dir: &Path) -> Option<String> {
+    let mut file = File::open(dir.join(LOCK_FILE)).ok()?;
+    Some(holder_of(&mut file))
+}
+
 /// Files of a data dir that are not segments and are expected in it.
 pub(super) fn is_ours(name: &str) -> bool {
     [LOCK_FILE, IDENTITY_FILE, IDENTITY_NEXT_FILE].contains(&name)

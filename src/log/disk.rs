@@ -4,7 +4,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A flat directory.
 pub trait Disk: Send + Sync + 'static {
@@ -40,6 +40,12 @@ pub struct RealDisk {
     pub dir: PathBuf,
 }
 
+/// The same for who only looks: files are opened for reading, and nothing is made or removed.
+#[derive(Debug)]
+pub struct ReadOnlyDisk {
+    pub dir: PathBuf,
+}
+
 /// A file of a [`RealDisk`].
 #[derive(Debug)]
 pub struct RealFile {
@@ -68,9 +74,7 @@ impl Disk for RealDisk {
     }
 
     fn list(&self) -> io::Result<Vec<String>> {
-        std::fs::read_dir(&self.dir)?
-            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
-            .collect()
+        list(&self.dir)
     }
 
     fn unlink(&self, name: &str) -> io::Result<()> {
@@ -84,6 +88,41 @@ impl Disk for RealDisk {
     fn sync_dir(&self) -> io::Result<()> {
         File::open(&self.dir)?.sync_all()
     }
+}
+
+impl Disk for ReadOnlyDisk {
+    type File = RealFile;
+
+    fn create(&self, _name: &str) -> io::Result<RealFile> {
+        Err(io::ErrorKind::PermissionDenied.into())
+    }
+
+    fn open(&self, name: &str) -> io::Result<RealFile> {
+        let file = File::open(self.dir.join(name))?;
+        Ok(RealFile { file })
+    }
+
+    fn list(&self) -> io::Result<Vec<String>> {
+        list(&self.dir)
+    }
+
+    fn unlink(&self, _name: &str) -> io::Result<()> {
+        Err(io::ErrorKind::PermissionDenied.into())
+    }
+
+    fn rename(&self, _from: &str, _to: &str) -> io::Result<()> {
+        Err(io::ErrorKind::PermissionDenied.into())
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        Err(io::ErrorKind::PermissionDenied.into())
+    }
+}
+
+fn list(dir: &Path) -> io::Result<Vec<String>> {
+    std::fs::read_dir(dir)?
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+        .collect()
 }
 
 impl DiskFile for RealFile {

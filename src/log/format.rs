@@ -16,6 +16,8 @@ pub(super) enum Kind {
     Verdict = 3,
     Exported = 4,
     Checkpoint = 8,
+    Footer = 9,
+    Trailer = 10,
 }
 
 pub(super) const FORMAT_VERSION: u32 = 1;
@@ -63,6 +65,8 @@ impl Kind {
             3 => Some(Self::Verdict),
             4 => Some(Self::Exported),
             8 => Some(Self::Checkpoint),
+            9 => Some(Self::Footer),
+            10 => Some(Self::Trailer),
             _ => None,
         }
     }

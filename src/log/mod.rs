@@ -59,6 +59,8 @@
 //! | 6 | COMMIT | reserved: end of a received generation |
 //! | 7 | RULES | reserved |
 //! | 8 | CHECKPOINT | count u32, decision × count |
+//! | 9 | FOOTER | entry × any |
+//! | 10 | TRAILER | offset of the FOOTER in its file u32; 0: it would have been too long |
 //!
 //! A header reference is the offset of a HEADER frame earlier in the same segment; 0 is the empty
 //! header, which is not stored. One scope: 82 bytes beside the spans.
@@ -67,6 +69,21 @@
 //! decision := trace [16]  verdict u8 (1 KEEP, 2 DROP)  id u32  threshold u64  policy u16
 //!             rules version u64  decided at u64 (unix ns)
 //! ```
+//!
+//! # Footers
+//!
+//! When a segment is full a FOOTER is appended, and once all of that is synced a TRAILER, the last 13 bytes of
+//! the file. A start that finds both reads the footer and not the segment. Kinds 9 and 10 are within version 1:
+//! readers that do not know them skip them.
+//!
+//! ```text
+//! entry := kind u8 (1)        offset u32  len u32  trace [16]  hash u128  arrival u64  spans u32
+//!                             bytes of spans u32  flags u8                     a FRAGMENT
+//!        | kind u8 (3, 4, 8)  len u32  payload [len]                           a VERDICT, EXPORTED, CHECKPOINT
+//! ```
+//!
+//! Entries have the order of their records. Headers have none. Over 4 MiB of entries a segment gets a
+//! TRAILER alone.
 //!
 //! # Freeing
 //!
@@ -78,23 +95,29 @@
 mod buffers;
 mod directory;
 mod disk;
+mod footer;
 mod format;
 mod header_cache;
+mod inspection;
 mod planted;
 mod reader;
 mod recovery;
+mod scan;
 mod simulated;
 mod space;
+mod unfinished;
 mod volume;
 mod writer;
 
 pub use buffers::{Buffers, Lent};
 pub use directory::{DirLock, DirectoryError, StoreIdentity};
-pub use disk::{Disk, DiskFile, RealDisk, RealFile};
+pub use disk::{Disk, DiskFile, ReadOnlyDisk, RealDisk, RealFile};
+pub use inspection::{DAMAGES_TOLD, Damage, DirFacts, RecordCounts, SegmentFacts, inspect};
 pub use planted::PlantedBug;
 pub use reader::{ReadError, StoredFragment, StoredScope};
-pub use recovery::{Recovered, RecoveryReport, recover};
+pub use recovery::{Recovered, RecoveryReport, make_durable, recover};
 pub use simulated::{Death, SimulatedDisk, SimulatedFile};
 pub use space::{Space, SpaceConfig};
-pub use volume::{DiskOp, Volume};
+pub use unfinished::{Footed, Sealed, Taken, Unfinished};
+pub use volume::{DiskOp, SegmentFooter, SyncFailure, Volume};
 pub use writer::Writer;

@@ -38,12 +38,16 @@ pub enum PlantedBug {
     /// A fragment whose header did not come to disk is taken over, and its repetition passes for
     /// a duplicate.
     HeadlessFragmentHeld,
+    /// What an earlier life did not get synced is taken for durable.
+    UnsyncedTakenOver,
+    /// A segment gets its footer before what it vouches for is synced.
+    FooterBeforeSync,
     /// Arrivals are read back three seconds late, and deadlines with them.
     ArrivalsMoved,
 }
 
 impl PlantedBug {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::AckBeforeWrite,
         Self::TombstoneBeforeExport,
         Self::TornTailKept,
@@ -58,6 +62,8 @@ impl PlantedBug {
         Self::FailedRecordsForgotten,
         Self::DroppedBeforeVerdict,
         Self::HeadlessFragmentHeld,
+        Self::UnsyncedTakenOver,
+        Self::FooterBeforeSync,
         Self::ArrivalsMoved,
     ];
 }

@@ -317,11 +317,11 @@ impl Space {
         order.admits(segment)
     }
 
-    /// Whether the file of a segment that goes may stay, to be written over: it is about as long as
-    /// others, and the log is far from its bound. (When it comes near, spare files are used up first.)
+    /// Whether the file of a segment that goes may stay, to be written over: it is, with its footer, about
+    /// as long as others, and the log is far from its bound. (When it comes near, spare files are used up first.)
     pub(super) fn may_spare(&self, len: u64) -> bool {
         let segment = u64::from(self.config.segment_bytes);
-        (segment / 2..=segment).contains(&len)
+        (segment / 2..=segment + segment / 8).contains(&len)
             && self.lock().used_bytes <= self.config.log_max_bytes / 2
     }
 

@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use crate::log::format::FRAME_HEADER_BYTES;
 use crate::log::header_cache::HeaderCache;
 use crate::log::space::ALLOCATION_STEP_BYTES;
-use crate::log::{Buffers, Disk, DiskFile, PlantedBug, Space, reader};
+use crate::log::unfinished::{Footed, Sealed, Unfinished};
+use crate::log::{Buffers, Disk, DiskFile, PlantedBug, Space, footer, reader};
 use crate::model::SegmentId;
 
 /// Sealed segments are opened again when they are read; a data dir may have more of them than a
@@ -35,10 +36,12 @@ pub enum DiskOp {
         offset: u32,
         bytes: Vec<u8>,
     },
-    /// No more writes; gives preallocated space back.
+    /// No more writes; gives preallocated space back. The footer is appended later
+    /// ([`Volume::append_footer`]).
     Seal {
         segment: SegmentId,
         len: u32,
+        footer: SegmentFooter,
     },
     Unlink {
         segment: SegmentId,
@@ -56,6 +59,16 @@ impl DiskOp {
     }
 }
 
+/// What is to stand at the end of a sealed segment.
+#[derive(Debug)]
+pub enum SegmentFooter {
+    /// The segment ends early, and who wrote it does not know where.
+    None,
+    /// Only that the segment was synced.
+    TooLong,
+    Entries(Vec<u8>),
+}
+
 /// Shared by the shards' disk threads and by readers.
 #[derive(Debug)]
 pub struct Volume<D: Disk> {
@@ -64,8 +77,32 @@ pub struct Volume<D: Disk> {
     pub(super) headers: Mutex<HeaderCache>,
     pub(super) reads: Arc<Buffers>,
     spares: Mutex<Vec<SpareFile>>,
+    /// Held while a file becomes spare, and by whoever writes to a sealed segment beside the disk
+    /// threads: it might be another one's by then.
+    renaming: Mutex<()>,
     /// Told when a segment is gone. Set by recovery.
     space: OnceLock<Arc<Space>>,
+    sync_failure: Arc<SyncFailure>,
+    unfinished: Arc<Unfinished>,
+}
+
+/// The first sync that failed, of a segment or of the dir, if one did.
+///
+/// The kernel reports a failed sync once and takes its pages for clean, so that the next one succeeds
+/// without their being on disk, and reading them back proves nothing. A worker acknowledges no
+/// more then, and ends.
+#[derive(Debug, Default)]
+pub struct SyncFailure(OnceLock<String>);
+
+impl SyncFailure {
+    /// What failed and how, in words.
+    pub fn get(&self) -> Option<&str> {
+        self.0.get().map(String::as_str)
+    }
+
+    fn note(&self, what: &str, error: &io::Error) {
+        self.0.get_or_init(|| format!("{what}: {error}"));
+    }
 }
 
 #[derive(Debug)]
@@ -89,6 +126,8 @@ struct SpareFile {
 #[derive(Debug, Clone, Copy)]
 struct Written {
     len: u64,
+    /// As far as a sync reached.
+    synced: u64,
     allocated: u64,
     /// So far the file goes; behind `len` lies what an earlier segment left.
     stale_until: u64,
@@ -111,8 +150,11 @@ impl<D: Disk> Volume<D> {
             files: RwLock::default(),
             headers: Mutex::default(),
             spares: Mutex::default(),
+            renaming: Mutex::default(),
             reads: Buffers::new(SPARE_READS, 2 * reader::READ_BYTES_MAX as usize),
             space: OnceLock::new(),
+            sync_failure: Arc::default(),
+            unfinished: Arc::default(),
         })
     }
 
@@ -138,23 +180,57 @@ impl<D: Disk> Volume<D> {
                 self.write(segment, offset, &mut bytes)?;
                 return Ok(Some(bytes));
             }
-            DiskOp::Seal { segment, len } => self.seal(segment, len)?,
+            DiskOp::Seal {
+                segment,
+                len,
+                footer,
+            } => self.seal(segment, len, footer)?,
             DiskOp::Unlink { segment } => self.unlink(segment)?,
         }
         Ok(None)
     }
 
     /// fdatasync of a segment. Its directory entry was synced when it was created.
+    ///
+    /// If it fails, what was written since the last one is cut off: nobody was told that it is
+    /// there, and after a restart it could be read from memory as if it were on disk.
     pub fn sync(&self, segment: SegmentId) -> io::Result<()> {
         let open = self.segment(segment)?;
-        if open.written().sync_failed {
+        let before = *open.written();
+        if before.sync_failed {
             return Err(io::Error::other("an earlier sync of this segment failed"));
         }
-        open.file.sync().inspect_err(|_| {
-            let mut written = open.written();
-            written.sync_failed = true;
-            written.takes_writes = false;
-        })
+        let synced = open.file.sync();
+        let mut written = open.written();
+        let Err(error) = synced else {
+            written.synced = before.len;
+            return Ok(());
+        };
+        if PlantedBug::SyncErrorIgnored.is_planted() {
+            return Ok(());
+        }
+        self.sync_failure
+            .note(&format!("fdatasync of segment {segment}"), &error);
+        written.sync_failed = true;
+        if std::mem::take(&mut written.takes_writes) {
+            written.len = written.synced;
+            written.stale_until = 0;
+            if let Err(cut) = open.file.truncate(written.len) {
+                tracing::warn!(%segment, error = %cut, "cannot cut what a failed sync left");
+            }
+        }
+        Err(error)
+    }
+
+    /// Says if a sync has failed.
+    pub fn sync_failure(&self) -> &Arc<SyncFailure> {
+        &self.sync_failure
+    }
+
+    /// Makes creations and unlinks durable.
+    pub(super) fn sync_dir(&self) -> io::Result<()> {
+        let synced = self.disk.sync_dir();
+        synced.inspect_err(|error| self.sync_failure.note("fsync of the data dir", error))
     }
 
     /// From now on `space` hears which segments are gone.
@@ -188,7 +264,7 @@ impl<D: Disk> Volume<D> {
             None => self.disk.create(&name)?,
         };
         if !PlantedBug::DirectoryNotSynced.is_planted()
-            && let Err(error) = self.disk.sync_dir()
+            && let Err(error) = self.sync_dir()
         {
             // Its writes would be refused anyway. What is left of it is an empty segment, which
             // the space frees like any other.
@@ -245,7 +321,7 @@ impl<D: Disk> Volume<D> {
         }
     }
 
-    fn seal(&self, segment: SegmentId, len: u32) -> io::Result<()> {
+    fn seal(&self, segment: SegmentId, len: u32, footer: SegmentFooter) -> io::Result<()> {
         let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
         let open = files.get(&segment).map(Arc::clone);
         drop(files);
@@ -255,7 +331,104 @@ impl<D: Disk> Volume<D> {
         written.takes_writes = false;
         written.len = written.len.min(u64::from(len));
         written.stale_until = 0;
-        open.file.truncate(written.len)
+        open.file.truncate(written.len)?;
+        if written.len == u64::from(len) {
+            self.unfinished.push(segment, len, footer);
+        }
+        Ok(())
+    }
+
+    /// Sealed segments that wait for their footers.
+    pub fn unfinished(&self) -> &Arc<Unfinished> {
+        &self.unfinished
+    }
+
+    /// Appends the footer of a sealed segment. Beside the disk threads: what is acknowledged does not wait
+    /// for it. `None` if there is nothing more to do: the segment is read as a whole at a start.
+    pub fn append_footer(&self, sealed: Sealed) -> Option<Footed> {
+        let Sealed {
+            segment,
+            len,
+            entries,
+        } = sealed;
+        let footed = |footer, end| {
+            Some(Footed {
+                segment,
+                footer,
+                end,
+            })
+        };
+        let Some(entries) = entries else {
+            return footed(0, len);
+        };
+        let frame = footer::encode(segment, len, &entries);
+        let end = self.append_to_sealed(segment, len, &frame)?;
+        footed(len, end)
+    }
+
+    /// Syncs a segment and notes that in it: from now on a start reads its footer only.
+    pub fn append_trailer(&self, footed: Footed) {
+        let Footed {
+            segment,
+            footer,
+            end,
+        } = footed;
+        let Some(open) = self.open_sealed(segment) else {
+            return;
+        };
+        if !PlantedBug::FooterBeforeSync.is_planted()
+            && let Err(error) = open.file.sync()
+        {
+            self.sync_failure
+                .note(&format!("fdatasync of segment {segment}"), &error);
+            return;
+        }
+        let trailer = footer::encode_trailer(segment, end, footer);
+        self.append_to_sealed(segment, end, &trailer);
+    }
+
+    /// Gives the new end.
+    fn append_to_sealed(&self, segment: SegmentId, at: u32, bytes: &[u8]) -> Option<u32> {
+        let end = at.checked_add(u32::try_from(bytes.len()).ok()?)?;
+        let space = self.space.get();
+        // A footer spares time; the last bytes are for records.
+        if space.is_some_and(|it| !it.admits(bytes.len() as u64)) {
+            return None;
+        }
+        let failed = |error| tracing::warn!(%segment, %error, "a segment stays without a footer");
+        let _renaming = self.renaming();
+        // Not the file that is held open: the segment may have gone meanwhile, and its file be
+        // another one's.
+        let file = match self.disk.open(&segment.file_name()) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+            Err(error) => {
+                failed(error);
+                return None;
+            }
+        };
+        if let Err(error) = file.write_at(u64::from(at), bytes) {
+            failed(error);
+            if let Err(error) = file.truncate(u64::from(at)) {
+                tracing::warn!(%segment, %error, "cannot cut half a footer");
+            }
+            return None;
+        }
+        if let Some(space) = space {
+            space.occupy(segment, u64::from(end));
+        }
+        Some(end)
+    }
+
+    /// `None` also if nothing in it was needed any more, and it is gone.
+    fn open_sealed(&self, segment: SegmentId) -> Option<Arc<OpenSegment<D::File>>> {
+        let open = self.segment(segment);
+        if let Err(error) = &open
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(%segment, %error, "a segment stays without a footer");
+        }
+        open.ok()
     }
 
     fn unlink(&self, segment: SegmentId) -> io::Result<()> {
@@ -280,6 +453,7 @@ impl<D: Disk> Volume<D> {
         let open = files.remove(&segment);
         drop(files);
         self.headers().forget(segment);
+        let _renaming = self.renaming();
         let name = segment.file_name();
         let is_doubtful = open.is_some_and(|open| open.written().sync_failed);
         let len = match self.disk.open(&name) {
@@ -297,7 +471,7 @@ impl<D: Disk> Volume<D> {
             len,
         };
         self.disk.rename(&name, &spare.name)?;
-        if let Err(error) = self.disk.sync_dir() {
+        if let Err(error) = self.sync_dir() {
             // Not to be written over before it is sure that it is no segment any more.
             self.disk.unlink(&spare.name)?;
             return Err(error);
@@ -314,11 +488,15 @@ impl<D: Disk> Volume<D> {
             other => other?,
         }
         // Synced before the next one goes: tombstones must not vanish before what they cover.
-        self.disk.sync_dir()
+        self.sync_dir()
     }
 
     fn spares(&self) -> MutexGuard<'_, Vec<SpareFile>> {
         self.spares.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn renaming(&self) -> MutexGuard<'_, ()> {
+        self.renaming.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn keep_open(
@@ -360,6 +538,7 @@ impl<F: DiskFile> OpenSegment<F> {
             sound: AtomicU64::new(0),
             written: Mutex::new(Written {
                 len: 0,
+                synced: 0,
                 allocated: stale_until,
                 stale_until,
                 takes_writes,

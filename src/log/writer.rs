@@ -6,12 +6,13 @@ use std::sync::Arc;
 use hashbrown::HashTable;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use crate::log::footer::Footer;
 use crate::log::format::{
     self, FORMAT_VERSION, FRAME_HEADER_BYTES, FragmentRecord, Kind, SEGMENT_HEADER_BYTES,
     SegmentHeader,
 };
 use crate::log::space::Progress;
-use crate::log::{DiskOp, Space};
+use crate::log::{DiskOp, SegmentFooter, Space};
 use crate::model::{Decision, Extent, SegmentId};
 use crate::model::{FragmentHash, Moment, TraceId};
 use crate::wire::{FragmentView, HeaderView};
@@ -47,6 +48,8 @@ pub struct Writer {
     scratch: Vec<u8>,
     /// Header references of one fragment's scopes.
     scopes: Vec<u32>,
+    /// Of the current segment.
+    footer: Footer,
     latest: Moment,
 }
 
@@ -103,6 +106,7 @@ impl Writer {
             spare: Vec::new(),
             scratch: Vec::new(),
             scopes: Vec::new(),
+            footer: Footer::default(),
             latest: Moment::ZERO,
         }
     }
@@ -207,6 +211,7 @@ impl Writer {
         self.ops_bytes = 0;
         self.buffer.clear();
         self.headers.clear();
+        self.footer.take();
         let filled = std::mem::take(&mut self.filled);
         for segment in filled.iter().chain(self.current.take().iter()) {
             self.space.abandon(segment.segment, segment.taken);
@@ -214,6 +219,7 @@ impl Writer {
                 self.ops.push(DiskOp::Seal {
                     segment: segment.segment,
                     len: segment.taken,
+                    footer: SegmentFooter::None,
                 });
             }
         }
@@ -261,7 +267,26 @@ impl Writer {
             current.occupied = occupied;
         }
         self.current = Some(current);
+        self.note_in_footer(record, extent);
         extent
+    }
+
+    fn note_in_footer(&mut self, record: &Record<'_>, extent: Extent) {
+        let payload_len = extent.len as usize - FRAME_HEADER_BYTES;
+        let payload = &self.buffer[self.buffer.len() - payload_len..];
+        let kind = match record {
+            Record::Fragment { view, arrival, .. } => {
+                let table = self.scopes.len() * format::SCOPE_ENTRY_BYTES;
+                let spans = payload_len - format::FRAGMENT_FIXED_BYTES - table;
+                self.footer
+                    .fragment(extent, view.fragment, *arrival, small(spans));
+                return;
+            }
+            Record::Verdict(_) => Kind::Verdict,
+            Record::Exported { .. } => Kind::Exported,
+            Record::Checkpoint(_) => Kind::Checkpoint,
+        };
+        self.footer.record(kind, payload);
     }
 
     fn encode(&mut self, current: &Current, record: &Record<'_>) -> Extent {
@@ -413,9 +438,11 @@ impl Writer {
     fn roll(&mut self) {
         self.push_write();
         if let Some(current) = self.current.take() {
+            let footer = self.footer.take();
             self.ops.push(DiskOp::Seal {
                 segment: current.segment,
                 len: current.start,
+                footer: footer.map_or(SegmentFooter::TooLong, SegmentFooter::Entries),
             });
             self.filled.push(current);
         }

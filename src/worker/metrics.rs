@@ -167,6 +167,8 @@ pub struct WorkerMetrics {
     pub log_unlink_failures: Counter,
     pub log_read_failures: Counter,
     pub log_fragments_damaged: Counter,
+    pub log_torn_tails: Counter,
+    pub log_damaged_records: Counter,
     pub forwards_failed: Counter,
     pub dead_letters: DeadLetterMetrics,
 }
@@ -365,6 +367,16 @@ impl WorkerMetrics {
                 registry,
                 "worker_log_fragments_damaged",
                 "Kept fragments whose bytes in the log are damaged; they were left out",
+            ),
+            log_torn_tails: counter(
+                registry,
+                "worker_log_torn_tails",
+                "Ends of segments that an earlier life did not write whole; cut off at the start",
+            ),
+            log_damaged_records: counter(
+                registry,
+                "worker_log_damaged_records",
+                "Records that the start found damaged, and skipped",
             ),
             dead_letters: DeadLetterMetrics::register(registry),
             forwards_failed: counter(

@@ -4,7 +4,7 @@
 //! machine that owns traces) → `shard_thread` and `disk` (the threads that run it and write for it)
 //! → `limiter` (the limits that all shards ask) → `exporter` and `message` (from a verdict to the
 //! backend's OK) → `isolation` and `dead_letters` (what the backend refuses) → `export` (destinations).
-//! `forward` passes on what belongs to others. `simulated` runs
+//! `footers` spares the next start time. `forward` passes on what belongs to others. `simulated` runs
 //! the same shards in one thread, for `tests/crash`.
 
 pub mod export;
@@ -12,6 +12,7 @@ pub mod export;
 mod dead_letters;
 mod disk;
 mod exporter;
+mod footers;
 mod forward;
 pub mod ingest;
 mod isolation;

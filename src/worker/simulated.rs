@@ -2,12 +2,13 @@
 //! step taken when the caller says so and at the time the caller says it is. No sockets and no
 //! exporters (whoever pulls is the backend), and no limits either.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use crate::log::{Disk, ReadError, RecoveryReport, Space, StoredFragment, Volume};
+use crate::log::{Disk, Footed, ReadError, RecoveryReport, Space, StoredFragment, Volume};
 use crate::model::{Decision, Extent, Moment, TraceId};
 use crate::net::admission::Budget;
 use crate::policy::Rules;
@@ -26,6 +27,7 @@ pub struct SimulatedWorker<D: Disk> {
     volume: Arc<Volume<D>>,
     recovery: RecoveryReport,
     shards: Vec<SimulatedShard>,
+    footed: VecDeque<Footed>,
 }
 
 struct SimulatedShard {
@@ -88,11 +90,17 @@ impl<D: Disk> SimulatedWorker<D> {
             volume,
             recovery,
             shards: shards.into_iter().enumerate().map(start).collect(),
+            footed: VecDeque::new(),
         })
     }
 
     pub fn recovery(&self) -> &RecoveryReport {
         &self.recovery
+    }
+
+    /// The sync that failed, if one did: a process would end now.
+    pub fn sync_failure(&self) -> Option<&str> {
+        self.volume.sync_failure().get()
     }
 
     pub fn space(&self) -> &Space {
@@ -148,6 +156,20 @@ impl<D: Disk> SimulatedWorker<D> {
         let is_written = done.result.is_ok();
         disk.done.send(done).ok();
         Some(is_written)
+    }
+
+    /// The oldest sealed segment without a footer gets it.
+    pub fn append_footer(&mut self) {
+        if let Some(sealed) = self.volume.unfinished().try_take() {
+            self.footed.extend(self.volume.append_footer(sealed));
+        }
+    }
+
+    /// The oldest segment with a footer and without a trailer gets that.
+    pub fn append_trailer(&mut self) {
+        if let Some(footed) = self.footed.pop_front() {
+            self.volume.append_trailer(footed);
+        }
     }
 
     /// Kept traces, after a turn of the shard.

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use crate::cluster::{View, ViewHandle};
 use crate::log::{
-    Buffers, Disk, ReadError, RecoveryReport, Space, SpaceConfig, Volume, Writer, recover,
+    Buffers, Disk, ReadError, RecoveryReport, Space, SpaceConfig, SyncFailure, Unfinished, Volume,
+    Writer, make_durable, recover,
 };
 use crate::model::{Fingerprint, Incarnation, Member, SteadyClock};
 use crate::policy::Rules;
@@ -18,6 +19,7 @@ use crate::worker::dead_letters::{DeadLetters, LetterSize};
 use crate::worker::disk::AckLevel;
 use crate::worker::export::Destination;
 use crate::worker::exporter::{Begun, EXPORTERS_PER_SHARD, Exporter};
+use crate::worker::footers;
 use crate::worker::forward::Peers;
 use crate::worker::ingest::shard_of;
 use crate::worker::isolation::Trust;
@@ -66,6 +68,8 @@ pub struct Worker {
     letters: Arc<dyn LetterSize>,
     clock: SteadyClock,
     recovery: RecoveryReport,
+    sync_failure: Arc<SyncFailure>,
+    unfinished: Arc<Unfinished>,
     deciding: AtomicBool,
     /// If the rules have limits; with the view by which they were last divided.
     limiter: Mutex<Option<(Limiter, Option<Fingerprint>)>>,
@@ -125,6 +129,7 @@ impl Worker {
             threads.extend(pair);
             handles.push(handle);
         }
+        threads.push(footers::spawn(volume.clone(), config.ack, clock)?);
         let limiter = match limits {
             Some(limits) => {
                 let (limiter, thread) = limits.spawn(handles.clone().into(), clock)?;
@@ -173,6 +178,8 @@ impl Worker {
             letters,
             clock,
             recovery,
+            sync_failure: volume.sync_failure().clone(),
+            unfinished: volume.unfinished().clone(),
             deciding: AtomicBool::new(false),
             limiter: Mutex::new(limiter.map(|limiter| (limiter, None))),
             threads: Mutex::new(threads),
@@ -184,6 +191,12 @@ impl Worker {
     /// What the log of earlier lives held.
     pub fn recovery(&self) -> &RecoveryReport {
         &self.recovery
+    }
+
+    /// The sync that failed, if one did. Nothing is acknowledged any more, and only another life may:
+    /// whoever runs this worker ends it.
+    pub fn sync_failure(&self) -> Option<&str> {
+        self.sync_failure.get()
     }
 
     /// Begins to give verdicts as soon as this member is in the ring, and stops when it is not.
@@ -271,6 +284,7 @@ impl Worker {
         }
         let threads =
             std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        self.unfinished.close();
         // The shards have answered Stop: their threads end by themselves, at once.
         let joined = tokio::task::spawn_blocking(move || {
             for thread in threads {
@@ -362,12 +376,17 @@ pub(super) fn open<D: Disk>(
         ));
     }
     // Nothing is written before all is read: new segments are numbered after all found ones.
-    let recovery = recover(&volume, &space, &mut |record| {
+    let mut recovery = recover(&volume, &space, &mut |record| {
         distribute(&mut shards, record);
     })?;
-    for shard in &mut shards {
-        fold_again(&volume, shard)?;
+    if config.ack == AckLevel::Synced {
+        make_durable(&volume)?;
     }
+    for shard in &mut shards {
+        recovery.damaged_records += fold_again(&volume, shard)?;
+    }
+    metrics.log_torn_tails.inc_by(recovery.torn_tails);
+    metrics.log_damaged_records.inc_by(recovery.damaged_records);
     space.await_carrying_over();
     Ok(Opened {
         space,
@@ -378,7 +397,9 @@ pub(super) fn open<D: Disk>(
 }
 
 /// What the policies remember of undecided traces is in no record: their fragments are read back.
-pub(super) fn fold_again<D: Disk>(volume: &Volume<D>, shard: &mut Shard) -> Result<(), ReadError> {
+/// Returns how many are damaged.
+pub(super) fn fold_again<D: Disk>(volume: &Volume<D>, shard: &mut Shard) -> Result<u64, ReadError> {
+    let mut damaged = 0;
     let extents = shard.unfolded();
     let mut rest = &extents[..];
     while !rest.is_empty() {
@@ -391,7 +412,7 @@ pub(super) fn fold_again<D: Disk>(volume: &Volume<D>, shard: &mut Shard) -> Resu
         rest = later;
         match volume.read(some) {
             Ok(fragments) => fragments.iter().for_each(|it| shard.fold_again(it)),
-            // All checked a moment ago, but for a header perhaps: the others are worth a look each.
+            // The others are worth a look each.
             Err(ReadError::Damaged { .. }) => {
                 for extent in some {
                     match volume.read(std::slice::from_ref(extent)) {
@@ -400,12 +421,16 @@ pub(super) fn fold_again<D: Disk>(volume: &Volume<D>, shard: &mut Shard) -> Resu
                             segment,
                             offset,
                             what,
-                        }) => tracing::warn!(
-                            segment = segment.0,
-                            offset,
-                            what,
-                            "a fragment of an undecided trace cannot be read; its trace is judged without it"
-                        ),
+                        }) => {
+                            damaged += 1;
+                            shard.lose(*extent);
+                            tracing::warn!(
+                                segment = segment.0,
+                                offset,
+                                what,
+                                "a fragment of an undecided trace cannot be read; its trace is judged without it"
+                            );
+                        }
                         Err(error) => return Err(error),
                     }
                 }
@@ -413,7 +438,7 @@ pub(super) fn fold_again<D: Disk>(volume: &Volume<D>, shard: &mut Shard) -> Resu
             Err(error) => return Err(error),
         }
     }
-    Ok(())
+    Ok(damaged)
 }
 
 /// Gives a record of an earlier life to the shard that owns its trace now: their number may have

@@ -18,6 +18,7 @@ mod cluster;
 #[path = "../support/dns.rs"]
 mod dns;
 mod failures;
+mod fsync;
 mod process;
 mod start;
 mod whole;

@@ -60,7 +60,7 @@ pub(crate) fn run(plan: &Plan, stage: &Stage, dies_at: Option<u64>) -> Outcome {
     let mut lives = Lives::new(plan, stage, dies_at);
     lives.live(&plan.steps);
     let changes = lives.disk.changes();
-    if lives.disk.death().is_some() {
+    if lives.has_ended() {
         lives.crash_and_go_on();
     }
     lives.settle();
@@ -197,10 +197,15 @@ impl<'a> Lives<'a> {
     fn live(&mut self, steps: &[Step]) {
         for step in steps {
             self.step(*step);
-            if self.disk.death().is_some() {
+            if self.has_ended() {
                 return;
             }
         }
+    }
+
+    /// A process ends by itself when its disk fails to sync.
+    fn has_ended(&self) -> bool {
+        self.disk.death().is_some() || self.worker.sync_failure().is_some()
     }
 
     fn step(&mut self, step: Step) {
@@ -305,6 +310,12 @@ impl<'a> Lives<'a> {
             self.books.written(shard, is_written);
             self.listen();
         }
+        if self.random.random() {
+            self.worker.append_footer();
+        }
+        if self.random.random() {
+            self.worker.append_trailer();
+        }
     }
 
     fn pull(&mut self, shard: usize, bytes: u64, traces: usize) {
@@ -388,7 +399,7 @@ impl<'a> Lives<'a> {
                 }
             }
             self.live(&more);
-            if self.disk.death().is_none() {
+            if !self.has_ended() {
                 return;
             }
         }
@@ -404,7 +415,9 @@ impl<'a> Lives<'a> {
         self.works.clear();
         self.books.crashed();
         self.heal();
-        if self.plan.host_dies {
+        // What a process leaves unsynced must not be taken for durable by the next one: the host
+        // may die in a later life.
+        if self.plan.host_dies && self.random.random_range(0..3) > 0 {
             self.disk.crash();
         } else {
             self.disk.kill();

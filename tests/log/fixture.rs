@@ -257,6 +257,15 @@ impl<D: Disk> Log<D> {
         self.flush(shard).unwrap();
     }
 
+    /// What the thread for footers does.
+    pub(crate) fn append_footers(&self) {
+        while let Some(sealed) = self.volume.unfinished().try_take() {
+            if let Some(footed) = self.volume.append_footer(sealed) {
+                self.volume.append_trailer(footed);
+            }
+        }
+    }
+
     /// Unlinks what may go; gives it.
     pub(crate) fn free(&self) -> Vec<u32> {
         let mut freed = Vec::new();

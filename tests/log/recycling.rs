@@ -1,6 +1,6 @@
 //! The file of a segment that went becomes another one's.
 
-use tailring::log::{Disk, SimulatedDisk, SpaceConfig};
+use tailring::log::{Disk, Footed, Sealed, SimulatedDisk, SpaceConfig};
 
 use crate::fixture::{Content, Log, Message, trace};
 
@@ -109,4 +109,36 @@ fn files_of_segments_that_went_are_removed_by_the_next_start_and_near_the_bound(
     fill_and_free(&mut log);
     assert!(disk.list().unwrap().is_empty());
     assert_eq!(log.space.used_bytes(), 0);
+}
+
+#[test]
+fn a_footer_that_comes_late_does_not_hit_the_segment_that_has_the_file_by_then() {
+    for footer_is_there in [false, true] {
+        let (mut log, _, _) = Log::open(SimulatedDisk::new(1), CONFIG);
+        let fragments: Vec<_> = (0..10)
+            .map(|n| log.fragment(0, &Message::of(trace(n), "old", &["a"], 10, 500)))
+            .collect();
+        log.seal(0);
+        let sealed = log.volume.unfinished().try_take().expect("it was sealed");
+        let late = if footer_is_there {
+            Late::Trailer(log.volume.append_footer(sealed).expect("it is there"))
+        } else {
+            Late::Footer(sealed)
+        };
+        log.space.release(fragments.iter().map(|it| it.extent));
+        assert_eq!(log.free(), [1]);
+        // As long as the first, so that the footer would lie in it.
+        let contents: Vec<_> = (0..30).map(|n| one(&mut log, 200 + n)).collect();
+        match late {
+            Late::Footer(sealed) => assert!(log.volume.append_footer(sealed).is_none()),
+            Late::Trailer(footed) => log.volume.append_trailer(footed),
+        }
+        let extents: Vec<_> = contents.iter().map(|it| it.extent).collect();
+        assert_eq!(log.read(&extents), contents);
+    }
+}
+
+enum Late {
+    Footer(Sealed),
+    Trailer(Footed),
 }

@@ -1,9 +1,11 @@
 //! Taking over what earlier lives left in the log.
 
+use std::collections::HashSet;
+
 use super::{Retained, Shard, Unwritten, by_segment};
 use crate::log::{PlantedBug, Recovered, StoredFragment};
-use crate::model::{Decision, Extent, Moment, SegmentId, TraceId, Verdict};
-use crate::trace::{FragmentRef, Stage};
+use crate::model::{Decision, Extent, FragmentHash, Moment, SegmentId, TraceId, Verdict};
+use crate::trace::{FragmentRef, Stage, TraceEntry};
 
 /// Decisions in one checkpoint record at start: 56 kB each.
 const CHECKPOINT_DECISIONS: usize = 1_000;
@@ -73,7 +75,9 @@ impl Shard {
                 let Some(entry) = self.index.get_mut(trace) else {
                     return;
                 };
-                let taken = entry.take(|held| fragments.contains(&held.hash()));
+                // 32,000 fragments of one trace, exported in one message, are a billion comparisons.
+                let gone: HashSet<FragmentHash> = fragments.into_iter().collect();
+                let taken = entry.take(|held| gone.contains(&held.hash()));
                 let empty = entry.fragments().is_empty();
                 self.index.uncount_fragments(taken.len());
                 if empty {
@@ -127,6 +131,27 @@ impl Shard {
         // Segments are numbered in their order, and a trace has one shard in each life.
         extents.sort_unstable();
         extents
+    }
+
+    /// One of them cannot be read: its trace goes on without it, and its client may bring it again.
+    pub fn lose(&mut self, extent: Extent) {
+        let holds = |(_, entry): &(TraceId, &TraceEntry)| {
+            let mut fragments = entry.fragments().iter();
+            fragments.any(|held| held.extent() == extent)
+        };
+        let Some((trace, _)) = self.index.traces().find(holds) else {
+            return;
+        };
+        let Some(entry) = self.index.get_mut(trace) else {
+            return;
+        };
+        entry.forget(extent);
+        let is_empty = entry.fragments().is_empty();
+        self.index.uncount_fragments(1);
+        if is_empty {
+            self.index.remove(trace);
+        }
+        self.release(&[(extent.segment, 1)]);
     }
 
     /// One of them, read back.
