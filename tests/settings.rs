@@ -67,6 +67,7 @@ fn every_wrong_setting_of_a_worker_is_in_one_report() {
         .args(["--drop-retain", "120", "--decision-memory-max-bytes", "0"])
         .args(["--export-header-file", &headers, "--ack", "sometimes"])
         .args(["--max-trace-spans", "0", "--max-trace-bytes", "1.5GiB"])
+        .args(["--on-pressure", "pray"])
         .args(["--cluster", "a b", "--ring-seed-file", &seed])
         .args(["--memory-limit", "lots", "--max-request-bytes", "5GiB"])
         .args(["--max-spans-per-request", "-1"])
@@ -76,7 +77,7 @@ fn every_wrong_setting_of_a_worker_is_in_one_report() {
         .output()
         .unwrap();
     let expected = "\
-tailring-worker: 21 settings are wrong; nothing was started
+tailring-worker: 22 settings are wrong; nothing was started
   --name (TAILRING_NAME) = bad name: member name \"bad name\" has ' '; only letters, digits, '-', '_', '.', ':', '[' and ']' can stand in one
   --policies (TAILRING_POLICIES) = {policies}: has 2 mistakes
       {policies}:1:1: no setting is called `decison_wait`; did you mean `decision_wait`?
@@ -93,6 +94,7 @@ tailring-worker: 21 settings are wrong; nothing was started
   --ack (TAILRING_ACK) = sometimes: is neither written (survives this process) nor synced (survives the host)
   --max-trace-spans (TAILRING_MAX_TRACE_SPANS) = 0: is not a count; write a whole number from 1 to 100000000, for example 32000
   --max-trace-bytes (TAILRING_MAX_TRACE_BYTES) = 1.5GiB: is not a whole number; use a smaller unit, for example 1536MiB for 1.5GiB
+  --on-pressure (TAILRING_ON_PRESSURE) = pray: is neither refuse (clients send again) nor decide (traces are judged early, too)
   --workers (TAILRING_WORKERS): is missing
       write where the workers are found, for example srv://_otlp-grpc._tcp.workers.obs.svc.cluster.local or static://worker-0=127.0.0.1:4317
   --cluster (TAILRING_CLUSTER) = a b: is not a cluster's name; write up to 253 letters, digits, '-', '_' and '.', for example production-eu
@@ -241,6 +243,7 @@ fn help_names_every_flag_its_twin_and_its_default_and_no_values() {
         ("--ack", "TAILRING_ACK"),
         ("--max-trace-spans", "TAILRING_MAX_TRACE_SPANS"),
         ("--max-trace-bytes", "TAILRING_MAX_TRACE_BYTES"),
+        ("--on-pressure", "TAILRING_ON_PRESSURE"),
         ("--cluster", "TAILRING_CLUSTER"),
         ("--ring-seed-file", "TAILRING_RING_SEED_FILE"),
         ("--memory-limit", "TAILRING_MEMORY_LIMIT"),
@@ -257,6 +260,7 @@ fn help_names_every_flag_its_twin_and_its_default_and_no_values() {
     for default in [
         "[default: 120s]",
         "[default: 64MiB]",
+        "[default: refuse]",
         "[default: written]",
         "[default: 127.0.0.1:4317]",
     ] {

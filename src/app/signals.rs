@@ -1,7 +1,9 @@
 //! SIGTERM and SIGINT: the first asks for a clean stop, the second ends the process at once.
+//! SIGXFSZ: nothing; the write that it comes with fails, and who wrote knows what to do.
 
 use std::io;
 
+use rustix::process::Signal as Number;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -12,6 +14,9 @@ use tracing::{info, warn};
 pub fn spawn() -> io::Result<(watch::Receiver<bool>, JoinHandle<()>)> {
     let terminate = signal(SignalKind::terminate())?;
     let interrupt = signal(SignalKind::interrupt())?;
+    // A log at RLIMIT_FSIZE is a full disk, and by default the end of the process. The handler stays
+    // when the receiver goes.
+    drop(signal(SignalKind::from_raw(Number::XFSZ.as_raw()))?);
     let (stop, stopping) = watch::channel(false);
     let task = tokio::spawn(follow(terminate, interrupt, stop));
     Ok((stopping, task))

@@ -30,7 +30,7 @@ pub(super) struct Tier {
 /// How soon grpc.health.v1 follows `/readyz`.
 const HEALTH_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Bytes of requests in flight: half of the memory limit. A request costs its message, and the
+/// Bytes of requests in flight in a router: half of the memory limit. A request costs its message, and the
 /// messages that are made of it for its owners cost the same once more.
 pub(super) fn request_budget(settings: &SharedConfig) -> ByteSize {
     settings.memory_limit.size.percent(50)
@@ -90,6 +90,7 @@ fn log_settings(binary: &str, settings: &SharedConfig) {
         workers = %settings.workers,
         memory_limit = %settings.memory_limit.size,
         memory_limit_from = origin,
+        memory_found = settings.memory_limit.found.map(|found| found.to_string()),
         "{binary} starts"
     );
 }

@@ -1,5 +1,6 @@
 //! Puts a worker together.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use tracing::{info, warn};
 
 use crate::app::admin::{LiveCheck, ReadyCheck};
 use crate::app::otlp::OtlpListeners;
-use crate::app::settings::{Ack, LOG_SEGMENT_BYTES, WorkerConfig};
+use crate::app::settings::{Ack, LOG_SEGMENT_BYTES, OnPressure, WorkerConfig};
 use crate::app::tier::{self, Tier};
 use crate::cluster::ViewHandle;
 use crate::log::{DirLock, RealDisk};
@@ -36,8 +37,20 @@ pub(super) async fn run(
         policies = config.rules.policies.len(),
         rules_version = config.rules.version,
         ack = config.ack.label(),
+        on_pressure = config.on_pressure.label(),
+        memory_budget = %config.memory.budget,
+        index = %config.memory.index,
+        decisions = %config.memory.decisions,
+        export = %config.memory.export,
         "worker"
     );
+    if config.log_is_memory {
+        warn!(
+            log_max_bytes = %config.log_max_bytes,
+            memory_beside_it = %config.memory.limit,
+            "--data-dir is on tmpfs: the log is memory, counts against the memory limit, and does not survive the end of the pod or of the host"
+        );
+    }
     let start = async |view: ViewHandle, registry: &mut Registry| {
         start(&config, view, registry, stopping.clone()).await
     };
@@ -61,6 +74,8 @@ async fn start(
         ExportMetrics::register(registry),
     )
     .context("--export")?;
+    let budget = Budget::new(config.memory.budget.0);
+    BudgetMetrics::register(registry, vec![("memory", budget.clone())]);
     let disk = RealDisk {
         dir: config.data_dir.clone(),
     };
@@ -81,12 +96,14 @@ async fn start(
         trace_spans_max: config.trace_spans_max,
         trace_bytes_max: config.trace_bytes_max.0,
         drop_retain: config.drop_retain,
-        decision_memory_max_bytes: usize::try_from(config.decision_memory_max_bytes.0)
-            .unwrap_or(usize::MAX),
-        index_memory_max_bytes: usize::try_from(
-            shared.memory_limit.size.percent(INDEX_MEMORY_PERCENT).0,
-        )
-        .unwrap_or(usize::MAX),
+        decision_memory_max_bytes: usize::try_from(config.memory.decisions.0).unwrap_or(usize::MAX),
+        index_memory_max_bytes: usize::try_from(config.memory.index.0).unwrap_or(usize::MAX),
+        budget: budget.clone(),
+        export_memory_bytes: config.memory.export.0,
+        on_pressure: match config.on_pressure {
+            OnPressure::Refuse => worker::OnPressure::Refuse,
+            OnPressure::Decide => worker::OnPressure::Decide,
+        },
     };
     let metrics = WorkerMetrics::register(registry);
     // Reading the log blocks this thread. Discovery, signals and the admin pages go on in the
@@ -113,11 +130,11 @@ async fn start(
         damaged_records = found.damaged_records,
         "the log is indexed"
     );
-    let budget = Budget::new(tier::request_budget(shared).0);
-    BudgetMetrics::register(registry, vec![("requests", budget.clone())]);
     let server_metrics = ServerMetrics::register(registry);
+    look_at_volume(&worker, &config.data_dir);
     let listeners = OtlpListeners::bind(shared, &worker, &server_metrics, &budget).await?;
     let joining = tokio::spawn(keep_joined(Arc::clone(&worker)));
+    let watching = tokio::spawn(watch_volume(Arc::clone(&worker), config.data_dir.clone()));
     let live = (0..usize::from(config.shards))
         .map(|shard| {
             let worker = Arc::clone(&worker);
@@ -144,6 +161,7 @@ async fn start(
                 );
             }
             joining.abort();
+            watching.abort();
             // Until here nobody else may open the data dir.
             drop(lock);
             match worker.sync_failure() {
@@ -153,9 +171,6 @@ async fn start(
         }),
     })
 }
-
-/// Of the memory limit, for what is known of the traces in the log. Half is for requests in flight.
-const INDEX_MEMORY_PERCENT: u64 = 30;
 
 /// After a stop was asked for, what is kept may still go out for so long. Kubernetes grants 30 s by
 /// default before it kills.
@@ -186,6 +201,28 @@ async fn keep_joined(worker: Arc<Worker>) {
     loop {
         ticks.tick().await;
         worker.join();
+    }
+}
+
+/// The log alone bounds itself, but others may write to its volume. Between two looks a disk of 600
+/// MB/s fills one segment of 64 MiB twice; the reserve is that for each shard.
+async fn watch_volume(worker: Arc<Worker>, data_dir: PathBuf) {
+    let mut ticks = tokio::time::interval(Duration::from_millis(200));
+    loop {
+        ticks.tick().await;
+        let (worker, data_dir) = (Arc::clone(&worker), data_dir.clone());
+        // A volume over a network may be slow to answer.
+        let looked = tokio::task::spawn_blocking(move || look_at_volume(&worker, &data_dir));
+        if looked.await.is_err() {
+            return; // the runtime is shutting down
+        }
+    }
+}
+
+fn look_at_volume(worker: &Worker, data_dir: &Path) {
+    // A volume that does not tell is left to fail by itself.
+    if let Ok(volume) = rustix::fs::statvfs(data_dir) {
+        worker.volume_has(volume.f_bavail.saturating_mul(volume.f_frsize));
     }
 }
 

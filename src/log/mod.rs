@@ -114,7 +114,7 @@ pub use directory::{DirLock, DirectoryError, StoreIdentity};
 pub use disk::{Disk, DiskFile, ReadOnlyDisk, RealDisk, RealFile};
 pub use inspection::{DAMAGES_TOLD, Damage, DirFacts, RecordCounts, SegmentFacts, inspect};
 pub use planted::PlantedBug;
-pub use reader::{ReadError, StoredFragment, StoredScope};
+pub use reader::{GAP_BYTES_MAX, ReadError, StoredFragment, StoredScope};
 pub use recovery::{Recovered, RecoveryReport, make_durable, recover};
 pub use simulated::{Death, SimulatedDisk, SimulatedFile};
 pub use space::{Space, SpaceConfig};

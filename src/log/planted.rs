@@ -40,14 +40,17 @@ pub enum PlantedBug {
     HeadlessFragmentHeld,
     /// What an earlier life did not get synced is taken for durable.
     UnsyncedTakenOver,
-    /// A segment gets its footer before what it vouches for is synced.
+    /// A footer is to be believed before what it vouches for is synced. Not among [`PlantedBug::ALL`]:
+    /// with `--ack synced` all of it is synced before, and with `--ack written` nothing is promised to who looks
+    /// from outside; `tests/log/footers.rs` finds it.
     FooterBeforeSync,
     /// Arrivals are read back three seconds late, and deadlines with them.
     ArrivalsMoved,
 }
 
 impl PlantedBug {
-    pub const ALL: [Self; 17] = [
+    /// Those that `tests/crash` finds.
+    pub const ALL: [Self; 16] = [
         Self::AckBeforeWrite,
         Self::TombstoneBeforeExport,
         Self::TornTailKept,
@@ -63,7 +66,6 @@ impl PlantedBug {
         Self::DroppedBeforeVerdict,
         Self::HeadlessFragmentHeld,
         Self::UnsyncedTakenOver,
-        Self::FooterBeforeSync,
         Self::ArrivalsMoved,
     ];
 }

@@ -16,7 +16,7 @@ use crate::model::{FragmentHash, Moment, TraceId};
 
 /// Frames at most this far apart are read together. Copying 4 KiB that is in no CPU cache costs about
 /// as much as another system call; with 16 KiB exporters copied every byte twice.
-const GAP_BYTES_MAX: u64 = 4 << 10;
+pub const GAP_BYTES_MAX: u64 = 4 << 10;
 /// One read, unless a single frame is longer. The spans handed out pin the read's buffer.
 pub(super) const READ_BYTES_MAX: u64 = 4 << 20;
 /// Most headers are shorter; a longer one takes a second read.

@@ -2,6 +2,7 @@
 //! append, the owner of the traces says what is needed no more.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::log::PlantedBug;
@@ -41,6 +42,8 @@ impl SpaceConfig {
 #[derive(Debug)]
 pub struct Space {
     config: SpaceConfig,
+    /// Bytes that the volume has left; more than any has until somebody looked.
+    volume_free: AtomicU64,
     inner: Mutex<Inner>,
 }
 
@@ -97,6 +100,7 @@ impl Space {
         };
         Arc::new(Self {
             config,
+            volume_free: AtomicU64::new(u64::MAX),
             inner: Mutex::new(Inner {
                 segments: BTreeMap::new(),
                 used_bytes: 0,
@@ -111,13 +115,18 @@ impl Space {
     }
 
     /// Whether client bytes may still be appended: used + `bytes` ≤ bound − reserve, the reserve
-    /// being two segments a shard.
+    /// being two segments a shard. The volume must have the reserve as well: others' files may be
+    /// on it, and with no room to note what was exported nothing would ever be freed.
     pub fn admits(&self, bytes: u64) -> bool {
-        let bound = self
-            .config
-            .log_max_bytes
-            .saturating_sub(self.config.reserve_bytes());
-        self.lock().used_bytes.saturating_add(bytes) <= bound
+        let reserve = self.config.reserve_bytes();
+        let bound = self.config.log_max_bytes.saturating_sub(reserve);
+        self.volume_free.load(Ordering::Relaxed) >= reserve.saturating_add(bytes)
+            && self.lock().used_bytes.saturating_add(bytes) <= bound
+    }
+
+    /// Somebody looked how many bytes the volume has left.
+    pub fn volume_has(&self, free_bytes: u64) {
+        self.volume_free.store(free_bytes, Ordering::Relaxed);
     }
 
     /// Bytes that the segments occupy on disk, those encoded but not yet written included; an open

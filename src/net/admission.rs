@@ -1,7 +1,9 @@
 //! Bytes in flight: every message is paid for before it is held, and given back when it is not.
 //!
 //! A [`Budget`] never waits: who cannot pay is refused at once and told when to come back. What a
-//! message costs beyond its bytes (parsing, queues) is the business of whoever holds it.
+//! message costs beyond its bytes (parsing, queues) is the business of whoever holds it. What is there
+//! whether anybody refuses it or not (an index of what was acknowledged) is charged: the others get
+//! that much less.
 
 use std::fmt;
 use std::sync::Arc;
@@ -46,6 +48,21 @@ impl Budget {
         })
     }
 
+    /// Takes bytes whether they are there or not. Beyond the bound nobody else gets any.
+    pub fn charge(self: &Arc<Self>, bytes: u64) -> Permit {
+        self.taken.fetch_add(bytes, Ordering::Relaxed);
+        self.note_peak();
+        Permit {
+            budget: Arc::clone(self),
+            bytes: AtomicU64::new(bytes),
+        }
+    }
+
+    /// More is charged than there is.
+    pub fn is_overdrawn(&self) -> bool {
+        self.taken_bytes() > self.bytes_max
+    }
+
     pub fn taken_bytes(&self) -> u64 {
         self.taken.load(Ordering::Relaxed)
     }
@@ -60,6 +77,10 @@ impl Budget {
         self.peak.load(Ordering::Relaxed)
     }
 
+    fn give(&self, bytes: u64) {
+        self.taken.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
     // Relaxed throughout: the counter guards no other memory, it only has to be exact.
     fn take(&self, bytes: u64) -> bool {
         let taken = self
@@ -69,16 +90,20 @@ impl Budget {
                     .checked_add(bytes)
                     .filter(|after| *after <= self.bytes_max)
             });
-        let Ok(before) = taken else {
+        if taken.is_err() {
             return false;
-        };
-        let after = before + bytes;
+        }
+        self.note_peak();
+        true
+    }
+
+    fn note_peak(&self) {
+        let taken = self.taken_bytes();
         // A plain load first: the peak moves seldom, and a read-modify-write for each message
         // would bounce its cache line between the cores.
-        if after > self.peak.load(Ordering::Relaxed) {
-            self.peak.fetch_max(after, Ordering::Relaxed);
+        if taken > self.peak.load(Ordering::Relaxed) {
+            self.peak.fetch_max(taken, Ordering::Relaxed);
         }
-        true
     }
 }
 
@@ -96,6 +121,18 @@ impl Permit {
         there
     }
 
+    /// Holds so many from now on, whether they are there or not; see [`Budget::charge`].
+    pub fn recharge(&self, bytes: u64) {
+        let held = self.bytes.swap(bytes, Ordering::Relaxed);
+        match bytes.checked_sub(held) {
+            Some(more) => {
+                self.budget.taken.fetch_add(more, Ordering::Relaxed);
+                self.budget.note_peak();
+            }
+            None => self.budget.give(held - bytes),
+        }
+    }
+
     /// Gives back `less`; all that is held when that is fewer.
     pub fn shrink_by(&self, less: u64) {
         let held = self
@@ -104,9 +141,7 @@ impl Permit {
                 Some(held.saturating_sub(less))
             });
         let (Ok(held) | Err(held)) = held; // never `Err`: the closure always has a value
-        self.budget
-            .taken
-            .fetch_sub(less.min(held), Ordering::Relaxed);
+        self.budget.give(less.min(held));
     }
 
     /// Gives back all but `bytes`; nothing happens when fewer are held.
@@ -117,7 +152,7 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.budget.taken.fetch_sub(self.bytes(), Ordering::Relaxed);
+        self.budget.give(self.bytes());
     }
 }
 
@@ -203,6 +238,23 @@ mod tests {
         drop(first);
         assert_eq!((budget.taken_bytes(), budget.peak_bytes()), (0, 100));
         assert!(budget.try_take(u64::MAX).is_none());
+    }
+
+    #[test]
+    fn what_is_charged_is_there_and_leaves_the_less_to_others() {
+        let budget = Budget::new(100);
+        let index = budget.charge(0);
+        let request = budget.try_take(60).unwrap();
+        index.recharge(50);
+        assert!(budget.is_overdrawn());
+        assert!(budget.try_take(0).is_none() && !request.grow(1));
+        drop(request);
+        assert!(!budget.is_overdrawn());
+        assert!(budget.try_take(51).is_none());
+        index.recharge(20);
+        assert!(budget.try_take(80).is_some());
+        drop(index);
+        assert_eq!((budget.taken_bytes(), budget.peak_bytes()), (0, 110));
     }
 
     #[test]

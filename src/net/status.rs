@@ -39,7 +39,7 @@ pub enum RefusalReason {
     LaneFull,
     /// The message was meant for another member.
     WrongMember,
-    /// The log is at its byte bound.
+    /// The log is at its byte bound, or its volume has only the reserve left.
     LogFull,
     /// The log could not be written.
     LogFailed,

@@ -18,6 +18,8 @@ pub enum DecideReason {
     AfterRoot,
     /// The trace reached its bound of spans or bytes.
     TraceBound,
+    /// Memory or the log was full, and `--on-pressure decide` says that traces make room then.
+    Pressure,
 }
 
 /// The traces of a shard by the moment at which to look at them again.
@@ -37,11 +39,12 @@ pub struct Deadlines {
 }
 
 impl DecideReason {
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::DecisionWait,
         Self::QuietPeriod,
         Self::AfterRoot,
         Self::TraceBound,
+        Self::Pressure,
     ];
 
     pub fn label(self) -> &'static str {
@@ -50,6 +53,7 @@ impl DecideReason {
             Self::QuietPeriod => "quiet_period",
             Self::AfterRoot => "after_root",
             Self::TraceBound => "trace_bound",
+            Self::Pressure => "pressure",
         }
     }
 }

@@ -46,6 +46,8 @@ pub struct TraceEntry {
     pub state: FoldState,
     /// It is complete and stands before the limits.
     pub is_asking: bool,
+    /// It is judged before its time, to make room.
+    pub is_early: bool,
     /// What was decided, once it was. Kept here too because a kept trace may wait for its backend
     /// longer than decisions are remembered.
     pub decision: Option<Box<Decision>>,
@@ -112,6 +114,7 @@ impl TraceEntry {
         Self {
             state: rules.begin(),
             is_asking: false,
+            is_early: false,
             first_seen: now,
             last_seen: now,
             root_seen: None,

@@ -19,6 +19,7 @@ use crate::net::metadata;
 use crate::wire::Weight;
 use crate::worker::dead_letters::DeadLetters;
 use crate::worker::export::{Batch, Delivery, Destination, Refusal};
+use crate::worker::export_memory::{ExportMemory, bytes_of};
 use crate::worker::isolation::{Isolation, Trust};
 use crate::worker::message::{Message, Origin, Seen, Source};
 use crate::worker::metrics::WorkerMetrics;
@@ -31,7 +32,7 @@ const TRACES_MAX: usize = 1_000;
 /// Fragments that are remembered to be sent in part: 100 kB.
 const BEGUN_MAX: usize = 4_096;
 /// Read back at a time.
-const READ_BYTES: u64 = 2 << 20;
+pub(crate) const READ_BYTES: u64 = 2 << 20;
 
 /// Exporters a shard. One reads while another waits for the backend.
 pub(crate) const EXPORTERS_PER_SHARD: usize = 2;
@@ -51,6 +52,7 @@ pub(crate) struct Exporter<D: Disk> {
     pub(crate) assume_unsampled_upstream: bool,
     /// For messages.
     pub(crate) buffers: Arc<Buffers>,
+    pub(crate) memory: Arc<ExportMemory>,
 }
 
 /// How far fragments have come that were stuck in the middle: the log knows whole ones only. Lost
@@ -90,6 +92,8 @@ impl<D: Disk> Exporter<D> {
     async fn run(self) {
         let exporter = Arc::new(self);
         while let Some(work) = exporter.shard.pull(READ_BYTES, TRACES_MAX).await {
+            let bytes = bytes_of(&work, exporter.destination.is_compressed());
+            let _held = exporter.memory.take(bytes).await;
             exporter.export(work).await;
         }
     }

@@ -99,11 +99,13 @@ impl Ingest for Worker {
             self.give_parsed((scan, fragments));
             return Ok(accepted);
         }
-        if !permit.grow(scan.spans().len() as u64 * SCANNED_SPAN_BYTES) {
+        // Its copy for the log, too: a shard's batches wait for the disk as long as it takes.
+        let beside = scan.spans().len() as u64 * SCANNED_SPAN_BYTES + message.len() as u64;
+        if !permit.grow(beside) {
             self.give_parsed((scan, fragments));
             return Err(Refusal::new(
                 RefusalReason::MemoryPressure,
-                "bytes in flight are at their bound; send again later",
+                "there is no memory for this request now; send again later",
             ));
         }
         fragments.group(&message, &scan);
@@ -237,7 +239,7 @@ impl Worker {
                 Ok(Err(AppendRefused::LogFull)) => {
                     refused = Some(Refusal::new(
                         RefusalReason::LogFull,
-                        "the log is at its byte bound; send again later",
+                        "the log is at its byte bound, or its volume is full; send again later",
                     ));
                 }
                 Ok(Err(AppendRefused::MemoryFull)) => {

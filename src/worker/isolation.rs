@@ -270,7 +270,13 @@ impl<'a, D: Disk> Isolation<'a, D> {
         let refusal = refusal.clone();
         let destination = self.exporter.destination.name().to_owned();
         let at = self.exporter.clock.now();
+        // As protobuf, as JSON values and as a line.
+        let paid = self
+            .exporter
+            .memory
+            .charge(3 * part.builder.encoded_len() as u64);
         let line = move || {
+            let _paid = paid;
             Letter {
                 message: &part.encoded(),
                 trace,

@@ -10,7 +10,7 @@ use crate::model::{SpanId, TraceId, VerdictId};
 use crate::wire::{BatchBuilder, Weight, leading_span_id, span_id_of, spans_in};
 
 /// A message is closed before it has more bytes, unless a single span has, or a resource is heavy.
-const MESSAGE_BYTES: usize = 1 << 20;
+pub(crate) const MESSAGE_BYTES: usize = 1 << 20;
 /// What most backends take: grpc-go servers refuse more than 4 MiB by default.
 const ACCEPTED_BYTES: usize = (4 << 20) - (64 << 10);
 /// A resource that leaves less than this to its spans in what backends take is too heavy for them.

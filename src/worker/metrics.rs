@@ -422,4 +422,13 @@ impl WorkerMetrics {
         };
         self.decisions[verdict * DecideReason::ALL.len() + reason as usize].inc();
     }
+
+    #[cfg(test)]
+    pub(crate) fn decided_so_far(&self, reason: DecideReason) -> u64 {
+        let by_reason = self.decisions.iter().skip(reason as usize);
+        by_reason
+            .step_by(DecideReason::ALL.len())
+            .map(Counter::get)
+            .sum()
+    }
 }

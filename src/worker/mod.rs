@@ -3,7 +3,7 @@
 //! Reading order: `ingest` (from a message to acknowledged fragments) → `shard` (the state
 //! machine that owns traces) → `shard_thread` and `disk` (the threads that run it and write for it)
 //! → `limiter` (the limits that all shards ask) → `exporter` and `message` (from a verdict to the
-//! backend's OK) → `isolation` and `dead_letters` (what the backend refuses) → `export` (destinations).
+//! backend's OK; `export_memory` says when they may) → `isolation` and `dead_letters` (what the backend refuses) → `export` (destinations).
 //! `footers` spares the next start time. `forward` passes on what belongs to others. `simulated` runs
 //! the same shards in one thread, for `tests/crash`.
 
@@ -11,6 +11,7 @@ pub mod export;
 
 mod dead_letters;
 mod disk;
+mod export_memory;
 mod exporter;
 mod footers;
 mod forward;
@@ -26,5 +27,6 @@ mod start;
 
 pub use disk::AckLevel;
 pub use metrics::WorkerMetrics;
+pub use shard::OnPressure;
 pub use simulated::{SimulatedAnswer, SimulatedWorker};
 pub use start::{StartError, Worker, WorkerConfig};

@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 
 use crate::log::{Disk, Volume};
 use crate::model::{Moment, SteadyClock, TraceId};
+use crate::net::admission::Permit;
 use crate::policy::Limited;
 use crate::worker::disk::{self, AckLevel, DiskBatch, DiskDone};
 use crate::worker::ingest::Incoming;
@@ -26,18 +27,23 @@ mod tests;
 /// Answers one request's part at one shard. Dropped unanswered it answers as well: the receiver
 /// sees that the shard is gone.
 #[derive(Debug)]
-pub(crate) struct Reply(oneshot::Sender<Result<Vec<u32>, AppendRefused>>);
+pub(crate) struct Reply {
+    sender: oneshot::Sender<Result<Vec<u32>, AppendRefused>>,
+    /// It pays for its copy in the log's buffers, whether its client still waits or not.
+    incoming: Arc<Incoming>,
+}
 
 impl Reply {
     pub(crate) fn send(self, result: Result<Vec<u32>, AppendRefused>) {
+        // Before the answer: whoever gets the last one has the request for itself again.
+        drop(self.incoming);
         // A client that went away does not wait for its answer.
-        self.0.send(result).ok();
+        self.sender.send(result).ok();
     }
 }
 
 #[derive(Debug)]
 struct Append {
-    incoming: Arc<Incoming>,
     fragments: Vec<(u32, Placement)>,
     reply: Reply,
 }
@@ -90,9 +96,8 @@ impl ShardHandle {
     ) -> Option<oneshot::Receiver<Result<Vec<u32>, AppendRefused>>> {
         let (sender, receiver) = oneshot::channel();
         let append = Append {
-            incoming,
             fragments,
-            reply: Reply(sender),
+            reply: Reply { sender, incoming },
         };
         if self.data.len() >= DATA_QUEUE {
             return None;
@@ -167,11 +172,12 @@ pub(crate) fn spawn<D: Disk>(
     number: u16,
     shard: Shard,
     asking: Option<Asking>,
+    memory: Permit,
     clock: SteadyClock,
     volume: Arc<Volume<D>>,
     level: AckLevel,
 ) -> std::io::Result<(ShardHandle, [JoinHandle<()>; 2])> {
-    let (handle, running, disk) = prepare(number, shard, asking, clock.now());
+    let (handle, running, disk) = prepare(number, shard, asking, memory, clock.now());
     let disk = disk::spawn(number, volume, level, disk.batches, disk.done)?;
     let thread = std::thread::Builder::new()
         .name(format!("shard-{number}"))
@@ -190,6 +196,7 @@ pub(crate) fn prepare(
     number: u16,
     shard: Shard,
     asking: Option<Asking>,
+    memory: Permit,
     now: Moment,
 ) -> (ShardHandle, Running, DiskEnd) {
     let (data_sender, data) = data_queue();
@@ -213,6 +220,7 @@ pub(crate) fn prepare(
         stop: None,
         last_try: false,
         beat: beat.clone(),
+        memory,
     };
     let handle = ShardHandle {
         data: data_sender,
@@ -265,6 +273,8 @@ pub(crate) struct Running {
     /// A failed write may be tried once more before the stop.
     last_try: bool,
     beat: Arc<AtomicU64>,
+    /// What the shard holds of the worker's memory.
+    memory: Permit,
 }
 
 impl Running {
@@ -328,6 +338,7 @@ impl Running {
             self.append(append);
         }
         self.shard.tick(now);
+        self.memory.recharge(self.shard.memory_bytes() as u64);
         self.ask_limits();
         self.hand_over();
         self.answer_pulls();
@@ -375,7 +386,7 @@ impl Running {
     fn append(&mut self, append: Append) {
         let appended = self
             .shard
-            .append(&append.incoming, &append.fragments, self.now);
+            .append(&append.reply.incoming, &append.fragments, self.now);
         match appended {
             Ok(elsewhere) => self.replies.push((append.reply, elsewhere)),
             Err(refused) => append.reply.send(Err(refused)),

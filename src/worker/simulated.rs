@@ -76,7 +76,8 @@ impl<D: Disk> SimulatedWorker<D> {
         } = open(config, disk, rules, metrics, secret)?;
         let start = |(number, mut shard): (usize, Shard)| {
             shard.recovered(now);
-            let (handle, running, disk) = shard_thread::prepare(number as u16, shard, None, now);
+            let (handle, running, disk) =
+                shard_thread::prepare(number as u16, shard, None, config.budget.charge(0), now);
             handle.set_deciding(true);
             SimulatedShard {
                 handle,

@@ -11,6 +11,7 @@ use crate::log::{
     Writer, make_durable, recover,
 };
 use crate::model::{Fingerprint, Incarnation, Member, SteadyClock};
+use crate::net::admission::Budget;
 use crate::policy::Rules;
 use crate::ring::SLOTS;
 use crate::trace::DecisionMemory;
@@ -18,6 +19,7 @@ use crate::wire::{Fragments, Scan, ScanLimits};
 use crate::worker::dead_letters::{DeadLetters, LetterSize};
 use crate::worker::disk::AckLevel;
 use crate::worker::export::Destination;
+use crate::worker::export_memory::ExportMemory;
 use crate::worker::exporter::{Begun, EXPORTERS_PER_SHARD, Exporter};
 use crate::worker::footers;
 use crate::worker::forward::Peers;
@@ -25,7 +27,7 @@ use crate::worker::ingest::shard_of;
 use crate::worker::isolation::Trust;
 use crate::worker::limiter::{self, Limiter};
 use crate::worker::metrics::WorkerMetrics;
-use crate::worker::shard::{Shard, ShardConfig};
+use crate::worker::shard::{OnPressure, Shard, ShardConfig};
 use crate::worker::shard_thread::{self, ShardHandle};
 
 /// What a worker is told once; every value is legal.
@@ -45,6 +47,12 @@ pub struct WorkerConfig {
     pub decision_memory_max_bytes: usize,
     /// For what is known in memory of the traces in the log, roughly.
     pub index_memory_max_bytes: usize,
+    /// All that this worker holds in memory is paid from it: requests in flight, what is known of
+    /// traces, remembered decisions, and export.
+    pub budget: Arc<Budget>,
+    /// What of the budget is for export alone.
+    pub export_memory_bytes: u64,
+    pub on_pressure: OnPressure,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +93,9 @@ const PARSED_KEPT: usize = 64;
 /// Message buffers that are kept for the next message.
 const SPARE_MESSAGES: usize = 2;
 const SPARE_MESSAGE_BYTES_MAX: usize = 8 << 20;
+/// Of a shard's buffers for the disk about two are idle at a time, and nobody pays for those: together
+/// they are at most an eighth of the budget.
+const SPARE_BUFFERS_A_BUDGET: u64 = 16;
 /// A request of some 5,000 spans. The largest ones make 40 MiB, and 64 of those would never be
 /// given back.
 const PARSED_BYTES_MAX: usize = 1 << 20;
@@ -122,6 +133,7 @@ impl Worker {
                 number as u16,
                 shard,
                 asking.clone(),
+                config.budget.charge(0),
                 clock,
                 volume.clone(),
                 config.ack,
@@ -146,6 +158,7 @@ impl Worker {
         let letters = Arc::new(letters);
         let (trust, begun) = (Arc::new(Trust::default()), Arc::new(Begun::default()));
         let messages = Buffers::new(SPARE_MESSAGES, SPARE_MESSAGE_BYTES_MAX);
+        let memory = ExportMemory::new(&config.budget, config.export_memory_bytes);
         let exporters = handles
             .iter()
             .flat_map(|shard| std::iter::repeat_n(shard, EXPORTERS_PER_SHARD))
@@ -163,6 +176,7 @@ impl Worker {
                     dedup_seed: secret,
                     assume_unsampled_upstream: rules.assume_unsampled_upstream,
                     buffers: messages.clone(),
+                    memory: memory.clone(),
                 }
                 .spawn()
             })
@@ -214,6 +228,12 @@ impl Worker {
         self.metrics.log_segments.set(self.space.segments() as i64);
         self.letters.show();
         joined
+    }
+
+    /// How many bytes the volume of the log has left. Below the log's reserve clients are refused.
+    /// Called again and again by the process.
+    pub fn volume_has(&self, free_bytes: u64) {
+        self.space.volume_has(free_bytes);
     }
 
     /// Rates are those of the whole cluster: this member's part is that of its slots.
@@ -353,6 +373,11 @@ pub(super) fn open<D: Disk>(
         trace_spans_max: config.trace_spans_max,
         trace_bytes_max: config.trace_bytes_max,
         index_bytes_max: config.index_memory_max_bytes / usize::from(config.shards),
+        on_pressure: config.on_pressure,
+        spare_buffer_bytes_max: usize::try_from(
+            config.budget.bytes_max() / SPARE_BUFFERS_A_BUDGET / u64::from(config.shards.max(1)),
+        )
+        .unwrap_or(usize::MAX),
         drop_retain: config.drop_retain,
         decision_memory: DecisionMemory {
             bytes_max: config.decision_memory_max_bytes / usize::from(config.shards),

@@ -1,5 +1,6 @@
 //! A whole installation on this machine: a DNS server in this process; workers that `srv://` finds
 //! on it, routers, a backend and a load as processes; and the books that are compared at the end.
+#![allow(dead_code, reason = "tests/chaos uses it too, and each its own part")]
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -32,6 +33,11 @@ pub struct Plan {
     pub sink_args: &'static [&'static str],
     /// A backend that is not there yet.
     pub without_sink: bool,
+    /// Kept traces go to the backend over HTTP.
+    pub exports_http: bool,
+    pub decision_wait: &'static str,
+    /// Where the data dirs lie, if not beside everything else.
+    pub data: Option<PathBuf>,
 }
 
 impl Default for Plan {
@@ -44,6 +50,9 @@ impl Default for Plan {
             log_max_bytes: 4 << 30,
             sink_args: &[],
             without_sink: false,
+            exports_http: false,
+            decision_wait: "2s",
+            data: None,
         }
     }
 }
@@ -65,6 +74,7 @@ pub struct Cluster {
     pub routers: Vec<Tier>,
     sink: Option<Process>,
     sink_address: SocketAddr,
+    exports_http: bool,
     /// Answers as long as it lives.
     _dns: DnsServer,
     dir: TempDir,
@@ -137,8 +147,12 @@ impl Cluster {
         // Not the temporary directory, which may be memory: a log belongs on a disk.
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let policies = dir.path().join("policies.yaml");
-        let text = "decision_wait: 2s\npolicies:\n  - {name: all, type: always_sample}\n";
+        let wait = plan.decision_wait;
+        let text =
+            format!("decision_wait: {wait}\npolicies:\n  - {{name: all, type: always_sample}}\n");
         std::fs::write(&policies, text).unwrap();
+        let data = plan.data.unwrap_or_default();
+        let scheme = if plan.exports_http { "http" } else { "grpc" };
         let dns = DnsServer::start().await;
         let workers_url = format!("srv://{SERVICE}?nameserver={}", dns.address());
         let mut cluster = Self {
@@ -146,6 +160,7 @@ impl Cluster {
             routers: Vec::new(),
             sink: None,
             sink_address: free_address(),
+            exports_http: plan.exports_http,
             _dns: dns,
             dir,
             _turn: turn,
@@ -158,9 +173,11 @@ impl Cluster {
                 "--policies".to_owned(),
                 policies.to_string_lossy().into_owned(),
                 "--data-dir".to_owned(),
-                format!("data-{number}"),
+                data.join(format!("data-{number}"))
+                    .to_string_lossy()
+                    .into_owned(),
                 "--export".to_owned(),
-                format!("grpc://{}", cluster.sink_address),
+                format!("{scheme}://{}", cluster.sink_address),
                 "--log-max-bytes".to_owned(),
                 plan.log_max_bytes.to_string(),
             ];
@@ -220,10 +237,18 @@ impl Cluster {
     pub async fn start_sink(&mut self, args: &[&str]) {
         assert!(self.sink.is_none(), "one backend at a time");
         let listen = self.sink_address.to_string();
+        let elsewhere = free_address().to_string();
+        let (grpc, http) = if self.exports_http {
+            (&elsewhere, &listen)
+        } else {
+            (&listen, &elsewhere)
+        };
         let fixed = [
             "sink",
             "--listen",
-            &listen,
+            grpc,
+            "--listen-http",
+            http,
             "--ledger",
             "got.ledger",
             "--output",
@@ -245,6 +270,18 @@ impl Cluster {
         self.sink = Some(sink);
     }
 
+    /// Where the workers look for the backend.
+    pub fn backend(&self) -> SocketAddr {
+        self.sink_address
+    }
+
+    /// SIGKILL, and certainly dead.
+    pub async fn kill_sink(&mut self) {
+        let mut sink = self.sink.take().expect("a backend");
+        sink.signal(Signal::KILL);
+        sink.exit(PATIENCE).await;
+    }
+
     pub async fn stop_sink(&mut self) {
         let mut sink = self.sink.take().expect("a backend");
         sink.signal(Signal::INT);
@@ -252,7 +289,7 @@ impl Cluster {
         assert!(status.success(), "{status}: {}", sink.stderr());
     }
 
-    /// Begins a load on `to` that writes `NAME.ledger`.
+    /// Begins a load on `to` that writes `NAME.ledger`, over 4 connections unless `args` say otherwise.
     pub fn load(
         &self,
         name: &str,
@@ -264,23 +301,17 @@ impl Cluster {
         let (to, duration) = (to.to_string(), format!("{seconds}s"));
         let ledger = format!("{name}.ledger");
         let fixed = [
-            "load",
-            "--to",
-            &to,
-            "--rate",
-            rate,
-            "--for",
-            &duration,
-            "--connections",
-            "4",
-            "--ledger",
-            &ledger,
-            "--output",
-            "json",
+            "load", "--to", &to, "--rate", rate, "--for", &duration, "--ledger", &ledger,
+            "--output", "json",
         ];
+        let connections = ["--connections", "4"];
+        let connections = connections
+            .iter()
+            .filter(|_| !args.contains(&"--connections"));
         // `fleet` unless `args` say otherwise: it is the default of the tool.
         let args: Vec<String> = fixed
             .iter()
+            .chain(connections)
             .chain(args)
             .map(|&arg| arg.to_owned())
             .collect();
@@ -316,6 +347,12 @@ impl Cluster {
             (in_a_row > 20).then_some(())
         })
         .await;
+    }
+
+    /// The next backend begins new ones.
+    pub fn forget_books(&self) {
+        assert!(self.sink.is_none(), "they are being written");
+        std::fs::remove_file(self.dir.path().join("got.ledger")).unwrap();
     }
 
     /// Stops the backend and compares what it got with what `NAME.ledger` says was sent.

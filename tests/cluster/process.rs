@@ -1,11 +1,13 @@
 //! Real processes: started, watched through their admin pages, signalled, and gone with the test.
 //!
 //! What they say goes into files beside their data; a test that fails prints the ends of them.
+#![allow(dead_code, reason = "tests/chaos uses it too, and each its own part")]
 
 use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
@@ -34,7 +36,7 @@ pub struct Process {
 impl Process {
     /// `name` names its files in `dir`; those of an earlier process of that name are kept on.
     pub fn start(binary: &str, args: &[String], dir: &Path, name: &str) -> Self {
-        let mut command = Command::new(binary);
+        let mut command = mortal(binary);
         for (variable, _) in std::env::vars_os() {
             if variable.to_string_lossy().starts_with("TAILRING_") {
                 command.env_remove(variable);
@@ -125,6 +127,26 @@ impl Drop for Process {
             }
         }
     }
+}
+
+/// Whether processes die with the thread that starts them, also when it is killed and drops nothing:
+/// where `setpriv` is installed (a part of util-linux).
+pub fn dies_with_its_starter() -> bool {
+    static HAS_SETPRIV: LazyLock<bool> = LazyLock::new(|| {
+        let mut asked = Command::new("setpriv");
+        let asked = asked.args(["--pdeathsig", "KILL", "true"]).output();
+        asked.is_ok_and(|output| output.status.success())
+    });
+    *HAS_SETPRIV
+}
+
+fn mortal(binary: &str) -> Command {
+    if !dies_with_its_starter() {
+        return Command::new(binary);
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", binary]);
+    command
 }
 
 /// Asks until there is an answer.

@@ -8,10 +8,11 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use tailring::log::{Disk, RecoveryReport, SimulatedDisk, Space, SpaceConfig, Volume, recover};
 use tailring::model::{Extent, Incarnation, Member, Moment};
+use tailring::net::admission::Budget;
 use tailring::policy::Rules;
 use tailring::wire::{ScanLimits, span_id_of, spans_in};
 use tailring::worker::shard::{ExportTrace, ExportWork};
-use tailring::worker::{SimulatedAnswer, SimulatedWorker, WorkerConfig, WorkerMetrics};
+use tailring::worker::{OnPressure, SimulatedAnswer, SimulatedWorker, WorkerConfig, WorkerMetrics};
 
 use crate::books::Books;
 use crate::plan::{Fault, Plan, SpanKey, Step, steps};
@@ -123,6 +124,9 @@ pub(crate) fn start(
         drop_retain: plan.drop_retain,
         decision_memory_max_bytes: 8 << 20,
         index_memory_max_bytes: 8 << 20,
+        budget: Budget::new(1 << 40),
+        export_memory_bytes: 8 << 20,
+        on_pressure: OnPressure::Refuse,
     };
     let rules = rules(plan, life, secret as u32);
     SimulatedWorker::start(&config, disk.clone(), &rules, &stage.metrics, secret, now)

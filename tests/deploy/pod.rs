@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use clap::{CommandFactory, Parser};
 use serde_json::Value;
 use tailring::app::settings::{
-    ByteSize, RouterArgs, RouterConfig, SharedConfig, Surroundings, WorkerArgs, WorkerConfig,
+    ByteSize, RouterArgs, RouterConfig, SharedConfig, Surroundings, Volume, WorkerArgs,
+    WorkerConfig,
 };
 
 use crate::manifests::{Manifests, list, name_of};
@@ -262,11 +263,14 @@ impl Surroundings for Kubelet {
         }
     }
 
-    fn volume_size(&self, path: &Path) -> io::Result<ByteSize> {
+    fn volume(&self, path: &Path) -> io::Result<Volume> {
         self.volumes
             .iter()
             .find(|(at, _)| path.starts_with(at))
-            .map(|(_, size)| *size)
+            .map(|(_, size)| Volume {
+                size: *size,
+                is_memory: false,
+            })
             .ok_or_else(|| {
                 io::Error::other("it is on no claimed volume, and the root is read-only")
             })

@@ -13,13 +13,18 @@ use crate::fixture::{Content, Log, Message, SMALL, decision, trace};
 const MIDDLE: &str = "0000000002.seg";
 
 /// One shard's log of some segments with every kind of record; all but the last are sealed.
-fn write() -> (
+type Written = (
     SimulatedDisk,
     Log<SimulatedDisk>,
     Vec<Recovered>,
     Vec<Content>,
-) {
-    let disk = SimulatedDisk::new(1);
+);
+
+fn write() -> Written {
+    write_to(SimulatedDisk::new(1))
+}
+
+fn write_to(disk: SimulatedDisk) -> Written {
     let (mut log, _, _) = Log::open(disk.clone(), SMALL);
     let (mut records, mut fragments) = (Vec::new(), Vec::new());
     for n in 0..12_u32 {
@@ -199,6 +204,37 @@ fn a_full_log_and_a_full_disk_get_no_footers() {
         log.append_footers();
         assert_eq!(disk.content(&name).unwrap(), before);
         assert_eq!(log.space.used_bytes(), before.len() as u64);
+    }
+}
+
+/// Fragments that a start holds after the host died and that cannot be read, over many deaths.
+fn held_and_unreadable() -> usize {
+    let mut unreadable = 0;
+    for seed in 0..100 {
+        // Written, sealed, never synced by anybody but who appends footers.
+        let (disk, log, _, _) = write_to(SimulatedDisk::new(seed));
+        log.append_footers();
+        disk.crash();
+        let (log, found, _) = start(&disk);
+        for record in found {
+            if let Recovered::Fragment { extent, .. } = record {
+                unreadable += usize::from(log.volume.read(&[extent]).is_err());
+            }
+        }
+    }
+    unreadable
+}
+
+#[test]
+fn a_footer_does_not_speak_for_what_the_host_took_with_it() {
+    assert_eq!(held_and_unreadable(), 0);
+    #[cfg(debug_assertions)]
+    {
+        use tailring::log::PlantedBug;
+        PlantedBug::plant(Some(PlantedBug::FooterBeforeSync));
+        let found = held_and_unreadable();
+        PlantedBug::plant(None);
+        assert!(found > 0, "this test would not see it");
     }
 }
 

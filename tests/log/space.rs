@@ -112,6 +112,20 @@ fn what_one_shard_is_unlinking_another_shards_younger_segment_waits_for() {
 }
 
 #[test]
+fn client_bytes_are_refused_while_the_volume_has_no_more_than_the_reserve() {
+    let (log, _, _) = Log::open(SimulatedDisk::new(1), SMALL);
+    let reserve = SMALL.reserve_bytes();
+    assert!(log.space.admits(1024), "nobody has looked yet");
+    log.space.volume_has(reserve + 1024);
+    assert!(log.space.admits(1024));
+    assert!(!log.space.admits(1025));
+    log.space.volume_has(0);
+    assert!(!log.space.admits(0));
+    log.space.volume_has(u64::MAX);
+    assert!(log.space.admits(1024), "there is room again");
+}
+
+#[test]
 fn client_bytes_are_refused_at_the_bound_minus_the_reserve_and_control_records_are_not() {
     let config = SpaceConfig {
         segment_bytes: 2048,

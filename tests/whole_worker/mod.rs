@@ -9,11 +9,12 @@ use prometheus_client::registry::Registry;
 use tailring::cluster::{View, ViewHandle};
 use tailring::log::SimulatedDisk;
 use tailring::model::{Incarnation, Member, SteadyClock};
+use tailring::net::admission::Budget;
 use tailring::policy::{Policy, PolicyKind, Rules, Timing};
 use tailring::ring::Seed;
 use tailring::wire::ScanLimits;
 use tailring::worker::export::{DeliveryConfig, Destination, ExportMetrics};
-use tailring::worker::{AckLevel, Worker, WorkerConfig, WorkerMetrics};
+use tailring::worker::{AckLevel, OnPressure, Worker, WorkerConfig, WorkerMetrics};
 
 pub(crate) const LOCALHOST: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
@@ -41,6 +42,9 @@ pub(crate) fn config(name: &str, shards: u16) -> WorkerConfig {
         drop_retain: Duration::from_secs(120),
         decision_memory_max_bytes: 64 << 20,
         index_memory_max_bytes: 64 << 20,
+        budget: Budget::new(1 << 40),
+        export_memory_bytes: 256 << 20,
+        on_pressure: OnPressure::Refuse,
     }
 }
 

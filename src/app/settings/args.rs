@@ -35,9 +35,9 @@ pub struct SharedArgs {
 
     /// Memory this process may use [default: 80 % of the cgroup's limit or of the machine's memory]
     ///
-    /// Sizes are written 64MiB, 1GB, 64Mi or in plain bytes. Requests in flight and in queues may
-    /// hold half of it; beyond that clients get UNAVAILABLE and try again. A worker's index of traces
-    /// is not counted yet: --log-max-bytes bounds it.
+    /// Sizes are written 64MiB, 1GB, 64Mi or in plain bytes. A worker pays from it for requests in
+    /// flight, its index of traces, remembered decisions and export; a router for requests, which may
+    /// hold half of it. Beyond it clients get UNAVAILABLE and try again.
     #[arg(long, env = "TAILRING_MEMORY_LIMIT", value_name = "SIZE")]
     pub memory_limit: Option<String>,
 
@@ -134,12 +134,16 @@ pub struct WorkerArgs {
     pub policies: Option<String>,
 
     /// Directory of the log, on a disk that survives a restart [default: /var/lib/tailring]
+    ///
+    /// On tmpfs the log is memory: --log-max-bytes is taken from --memory-limit then.
     #[arg(long, env = "TAILRING_DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<String>,
 
     /// Most bytes that the log may take [default: 80 % of the volume of --data-dir]
     ///
-    /// Beyond it clients get UNAVAILABLE and try again; nothing is evicted.
+    /// On tmpfs at most half of --memory-limit by default.
+    ///
+    /// Beyond it clients get UNAVAILABLE and try again; see --on-pressure.
     #[arg(long, env = "TAILRING_LOG_MAX_BYTES", value_name = "SIZE")]
     pub log_max_bytes: Option<String>,
 
@@ -147,7 +151,7 @@ pub struct WorkerArgs {
     #[arg(long, env = "TAILRING_DROP_RETAIN", value_name = "DURATION")]
     pub drop_retain: Option<String>,
 
-    /// Memory for decisions that outlive their traces [default: 64MiB]
+    /// Memory for decisions that outlive their traces [default: 12 % of --memory-limit, at most 64MiB]
     ///
     /// Late spans obey a remembered decision; a forgotten one makes them a trace of their own.
     #[arg(long, env = "TAILRING_DECISION_MEMORY_MAX_BYTES", value_name = "SIZE")]
@@ -186,6 +190,13 @@ pub struct WorkerArgs {
     /// A trace of this size is judged at once [default: 256MiB]
     #[arg(long, env = "TAILRING_MAX_TRACE_BYTES", value_name = "SIZE")]
     pub max_trace_bytes: Option<String>,
+
+    /// When memory or the log is full: refuse or decide [default: refuse]
+    ///
+    /// refuse: clients get UNAVAILABLE and try again. decide: that, and dropped traces are let go of
+    /// before --drop-retain, then the traces that are due next are judged before their time.
+    #[arg(long, env = "TAILRING_ON_PRESSURE", value_name = "WHAT")]
+    pub on_pressure: Option<String>,
 
     #[command(flatten)]
     pub shared: SharedArgs,

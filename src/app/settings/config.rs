@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use http::HeaderMap;
 
-use crate::app::settings::reader::Reader;
+use crate::app::settings::reader::{Reader, router_limit_min};
 use crate::app::settings::{
-    ByteSize, ListenAddress, RouterArgs, Surroundings, WorkerArgs, WrongSettings,
+    ByteSize, ListenAddress, MemoryPlan, RouterArgs, Surroundings, WorkerArgs, WrongSettings,
 };
 use crate::app::telemetry::LogFilter;
 use crate::cluster::Source;
@@ -48,7 +48,11 @@ pub struct WorkerConfig {
     pub data_dir: PathBuf,
     pub log_max_bytes: ByteSize,
     pub drop_retain: Duration,
-    pub decision_memory_max_bytes: ByteSize,
+    /// Of the memory limit, and of what a log in memory leaves of it.
+    pub memory: MemoryPlan,
+    /// `data_dir` is on tmpfs.
+    pub log_is_memory: bool,
+    pub on_pressure: OnPressure,
     pub export: ExportTarget,
     /// Marked sensitive.
     pub export_headers: HeaderMap,
@@ -68,11 +72,22 @@ pub enum Ack {
     Synced,
 }
 
+/// What a worker does when its memory or its log is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnPressure {
+    /// Refuses clients, who send again.
+    Refuse,
+    /// And lets go of dropped traces, and judges the next ones before their time.
+    Decide,
+}
+
 /// The memory that this process may use, and where the number comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryLimit {
     pub size: ByteSize,
     pub origin: MemoryOrigin,
+    /// What the cgroup or the machine has, of which it is a share.
+    pub found: Option<ByteSize>,
 }
 
 /// Who set the memory limit.
@@ -90,7 +105,7 @@ impl RouterConfig {
     /// All mistakes at once.
     pub fn of(args: &RouterArgs, machine: &impl Surroundings) -> Result<Self, WrongSettings> {
         let mut reader = Reader::new(machine);
-        let shared = reader.shared(&args.shared);
+        let shared = reader.shared(&args.shared, router_limit_min);
         reader.finish(shared.map(|shared| Self { shared }))
     }
 }
@@ -109,6 +124,29 @@ impl Ack {
         match self {
             Self::Written => "written",
             Self::Synced => "synced",
+        }
+    }
+}
+
+impl OnPressure {
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Refuse => "refuse",
+            Self::Decide => "decide",
+        }
+    }
+}
+
+impl FromStr for OnPressure {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        match text {
+            "refuse" => Ok(Self::Refuse),
+            "decide" => Ok(Self::Decide),
+            _ => Err(
+                "is neither refuse (clients send again) nor decide (traces are judged early, too)",
+            ),
         }
     }
 }

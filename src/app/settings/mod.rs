@@ -9,6 +9,7 @@ mod byte_size;
 mod config;
 mod files;
 mod listen;
+mod memory_plan;
 mod reader;
 mod surroundings;
 mod wrong;
@@ -16,8 +17,10 @@ mod wrong;
 pub use args::{RouterArgs, SharedArgs, WorkerArgs};
 pub use byte_size::{ByteSize, ByteSizeError};
 pub use config::{
-    Ack, LOG_SEGMENT_BYTES, MemoryLimit, MemoryOrigin, RouterConfig, SharedConfig, WorkerConfig,
+    Ack, LOG_SEGMENT_BYTES, MemoryLimit, MemoryOrigin, OnPressure, RouterConfig, SharedConfig,
+    WorkerConfig,
 };
 pub use listen::{ListenAddress, ListenAddressError};
-pub use surroundings::{Machine, Surroundings};
+pub use memory_plan::MemoryPlan;
+pub use surroundings::{Machine, Surroundings, Volume};
 pub use wrong::{WrongSetting, WrongSettings};

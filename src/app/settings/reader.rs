@@ -10,8 +10,9 @@ use http::HeaderMap;
 use crate::app::settings::files::{PolicyFile, read_headers, read_policies, read_seed};
 use crate::app::settings::surroundings::{MemoryBound, full_host_name, memory_bound};
 use crate::app::settings::{
-    Ack, ByteSize, LOG_SEGMENT_BYTES, ListenAddress, MemoryLimit, MemoryOrigin, SharedArgs,
-    SharedConfig, Surroundings, WorkerArgs, WorkerConfig, WrongSetting, WrongSettings,
+    Ack, ByteSize, LOG_SEGMENT_BYTES, ListenAddress, MemoryLimit, MemoryOrigin, MemoryPlan,
+    OnPressure, SharedArgs, SharedConfig, Surroundings, Volume, WorkerArgs, WorkerConfig,
+    WrongSetting, WrongSettings,
 };
 use crate::app::telemetry::LogFilter;
 use crate::cluster::Source;
@@ -29,7 +30,9 @@ const MEMORY_PERCENT: u64 = 80;
 const VOLUME_PERCENT: u64 = 80;
 /// Half of the limit is for requests in flight. The longest one must fit there, with its decoder
 /// (9 MiB at most), what a request costs beside its message, and some copied headers.
-const REQUESTS_IN_MEMORY_MIN: u64 = 3;
+const REQUESTS_IN_ROUTER_MIN: u64 = 3;
+/// A log that lies in memory has so much of the limit, unless the setting says otherwise.
+const LOG_IN_MEMORY_PERCENT: u64 = 50;
 /// Twice what a short request costs whose zstd frame has the largest window, and then some.
 const MEMORY_MIN: ByteSize = ByteSize::mib(32);
 const REQUEST_BYTES: (ByteSize, ByteSize) = (ByteSize(1 << 10), ByteSize::mib(1024));
@@ -38,6 +41,20 @@ const DECISION_BYTES: (ByteSize, ByteSize) = (ByteSize::mib(1), ByteSize(1 << 40
 const TRACE_BYTES: (ByteSize, ByteSize) = (ByteSize(1 << 10), ByteSize::mib(4095));
 const COUNT: (u32, u32) = (1, 100_000_000);
 const CLUSTER_NAME_BYTES_MAX: usize = 253;
+
+const DECISIONS: &str = "--decision-memory-max-bytes";
+
+/// What the log may take, and of what.
+#[derive(Debug, Clone, Copy)]
+struct LogBound {
+    bytes_max: ByteSize,
+    is_memory: bool,
+}
+
+/// The smallest memory limit of a router.
+pub(super) fn router_limit_min(request: ByteSize, _spans: u32) -> ByteSize {
+    ByteSize(request.0.saturating_mul(REQUESTS_IN_ROUTER_MIN)).max(MEMORY_MIN)
+}
 
 /// Reads settings one after the other. A method that answers `None` has noted a mistake.
 pub(super) struct Reader<'a, S> {
@@ -84,15 +101,15 @@ impl<'a, S: Surroundings> Reader<'a, S> {
         let name = self.name(args.name.as_deref());
         let policies = self.policies(args.policies.as_deref());
         let data_dir = self.data_dir(args.data_dir.as_deref());
-        let log_max_bytes =
-            self.log_max_bytes(args.log_max_bytes.as_deref(), data_dir.as_ref(), shards);
+        let log = self.log(args, data_dir.as_ref(), shards);
         let drop_retain = self.drop_retain(args.drop_retain.as_deref());
-        let decision_memory_max_bytes = self.size(
-            "--decision-memory-max-bytes",
-            args.decision_memory_max_bytes.as_deref(),
-            ByteSize::mib(64),
-            DECISION_BYTES,
-        );
+        let decisions = args.decision_memory_max_bytes.as_deref();
+        let decisions = match decisions {
+            Some(_) => self
+                .size(DECISIONS, decisions, DECISION_BYTES.0, DECISION_BYTES)
+                .map(Some),
+            None => Some(None),
+        };
         let export = self.export(args.export.as_deref());
         let export_headers = self.export_headers(args.export_header_file.as_deref());
         let ack = self.parsed("--ack", args.ack.as_deref(), Ack::Written);
@@ -104,7 +121,13 @@ impl<'a, S: Surroundings> Reader<'a, S> {
             ByteSize::mib(256),
             TRACE_BYTES,
         );
-        let shared = self.shared(&args.shared);
+        let on_pressure = self.parsed(
+            "--on-pressure",
+            args.on_pressure.as_deref(),
+            OnPressure::Refuse,
+        );
+        let shared = self.shared(&args.shared, MemoryPlan::limit_min);
+        let memory = self.memory(shared.as_ref(), log, decisions);
         let policies = policies?;
         Some(WorkerConfig {
             shared: shared?,
@@ -112,9 +135,11 @@ impl<'a, S: Surroundings> Reader<'a, S> {
             rules: policies.rules,
             policy_notices: policies.notices,
             data_dir: data_dir?,
-            log_max_bytes: log_max_bytes?,
+            log_max_bytes: log?.bytes_max,
+            log_is_memory: log?.is_memory,
             drop_retain: drop_retain?,
-            decision_memory_max_bytes: decision_memory_max_bytes?,
+            memory: memory?,
+            on_pressure: on_pressure?,
             export: export?,
             export_headers: export_headers?,
             ack: ack?,
@@ -124,7 +149,12 @@ impl<'a, S: Surroundings> Reader<'a, S> {
         })
     }
 
-    pub(super) fn shared(&mut self, args: &SharedArgs) -> Option<SharedConfig> {
+    /// `limit_min`: the smallest memory limit for requests of so many bytes and spans.
+    pub(super) fn shared(
+        &mut self,
+        args: &SharedArgs,
+        limit_min: impl FnOnce(ByteSize, u32) -> ByteSize,
+    ) -> Option<SharedConfig> {
         let workers = self.workers(args.workers.as_deref());
         let cluster = self.cluster(args.cluster.as_deref());
         let seed = self.seed(args.ring_seed_file.as_deref());
@@ -151,7 +181,9 @@ impl<'a, S: Surroundings> Reader<'a, S> {
         });
         self.collisions(&listeners);
         let log = self.parsed("--log", args.log.as_deref(), LogFilter::default());
-        self.requests_fit(memory_limit, request_bytes_max);
+        if let (Some(request), Some(spans)) = (request_bytes_max, spans_per_request_max) {
+            self.requests_fit(memory_limit, request, limit_min(request, spans));
+        }
         let [(.., listen_grpc), (.., listen_http), (.., listen_admin)] = listeners;
         Some(SharedConfig {
             workers: workers?,
@@ -279,13 +311,14 @@ impl<'a, S: Surroundings> Reader<'a, S> {
         }
     }
 
-    fn log_max_bytes(
+    fn log(
         &mut self,
-        value: Option<&str>,
+        args: &WorkerArgs,
         data_dir: Option<&PathBuf>,
         shards: u16,
-    ) -> Option<ByteSize> {
+    ) -> Option<LogBound> {
         const FLAG: &str = "--log-max-bytes";
+        let value = args.log_max_bytes.as_deref();
         let written = match value.map(str::parse::<ByteSize>).transpose() {
             Ok(written) => written,
             Err(error) => {
@@ -294,7 +327,10 @@ impl<'a, S: Surroundings> Reader<'a, S> {
             }
         };
         // Without a data dir there is no volume; that mistake is noted already.
-        let volume = match self.machine.volume_size(data_dir?) {
+        let Volume {
+            size: volume,
+            is_memory,
+        } = match self.machine.volume(data_dir?) {
             Ok(volume) => volume,
             Err(error) => {
                 self.note(
@@ -305,7 +341,11 @@ impl<'a, S: Surroundings> Reader<'a, S> {
                 return None;
             }
         };
-        let size = written.unwrap_or_else(|| volume.percent(VOLUME_PERCENT));
+        let most = volume.percent(VOLUME_PERCENT);
+        let size = written.unwrap_or_else(|| match self.memory_there(args) {
+            Some(memory) if is_memory => memory.percent(LOG_IN_MEMORY_PERCENT).min(most),
+            _ => most,
+        });
         if size > volume {
             self.note(
                 FLAG,
@@ -327,6 +367,14 @@ impl<'a, S: Surroundings> Reader<'a, S> {
             );
             match value {
                 Some(_) => self.note(FLAG, value, problem),
+                None if is_memory => self.note(
+                    FLAG,
+                    Some(&format!(
+                        "{size}, {LOG_IN_MEMORY_PERCENT} % of --memory-limit, for --data-dir is on \
+                         tmpfs, which is memory"
+                    )),
+                    format!("{problem}; use a directory on a disk, or a larger --memory-limit"),
+                ),
                 None => self.note(
                     FLAG,
                     Some(&format!(
@@ -337,7 +385,60 @@ impl<'a, S: Surroundings> Reader<'a, S> {
             }
             return None;
         }
-        Some(size)
+        Some(LogBound {
+            bytes_max: size,
+            is_memory,
+        })
+    }
+
+    /// What there will be to divide, before anybody has judged the setting.
+    fn memory_there(&self, args: &WorkerArgs) -> Option<ByteSize> {
+        match args.shared.memory_limit.as_deref() {
+            Some(text) => text.parse().ok(),
+            None => memory_bound(self.machine).map(|bound| bound.size.percent(MEMORY_PERCENT)),
+        }
+    }
+
+    /// How a worker divides its memory. A log that lies in memory comes first.
+    fn memory(
+        &mut self,
+        shared: Option<&SharedConfig>,
+        log: Option<LogBound>,
+        decisions: Option<Option<ByteSize>>,
+    ) -> Option<MemoryPlan> {
+        let (shared, log, decisions) = (shared?, log?, decisions?);
+        let limit = shared.memory_limit.size;
+        let mut beside_log = limit;
+        if log.is_memory {
+            beside_log = ByteSize(limit.0.saturating_sub(log.bytes_max.0));
+            let min = MemoryPlan::limit_min(shared.request_bytes_max, shared.spans_per_request_max);
+            if beside_log < min {
+                self.note_with(
+                    "--data-dir",
+                    None,
+                    format!(
+                        "is on tmpfs, which is memory: a log of {} leaves {beside_log} of the \
+                         memory limit of {limit}, and this worker needs {min}",
+                        log.bytes_max
+                    ),
+                    "write a directory on a disk, a smaller --log-max-bytes, or a larger \
+                     --memory-limit",
+                );
+                return None;
+            }
+        }
+        let most = MemoryPlan::decisions_max(beside_log);
+        if let Some(asked) = decisions
+            && asked > most
+        {
+            self.note(
+                DECISIONS,
+                Some(&asked.to_string()),
+                format!("is more than a quarter of the memory limit; write at most {most}"),
+            );
+            return None;
+        }
+        Some(MemoryPlan::worker(beside_log, decisions))
     }
 
     fn drop_retain(&mut self, value: Option<&str>) -> Option<Duration> {
@@ -425,6 +526,7 @@ impl<'a, S: Surroundings> Reader<'a, S> {
                 .map(|size| MemoryLimit {
                     size,
                     origin: MemoryOrigin::Setting,
+                    found: memory_bound(self.machine).map(|bound| bound.size),
                 })
                 .map_err(|error| self.note(FLAG, value, error))
                 .ok();
@@ -445,15 +547,15 @@ impl<'a, S: Surroundings> Reader<'a, S> {
             } else {
                 MemoryOrigin::Machine
             },
+            found: Some(size),
         })
     }
 
     /// A limit that the largest legal request does not fit under would refuse it for ever.
-    fn requests_fit(&mut self, limit: Option<MemoryLimit>, request: Option<ByteSize>) {
-        let (Some(limit), Some(request)) = (limit, request) else {
+    fn requests_fit(&mut self, limit: Option<MemoryLimit>, request: ByteSize, min: ByteSize) {
+        let Some(limit) = limit else {
             return;
         };
-        let min = ByteSize(request.0.saturating_mul(REQUESTS_IN_MEMORY_MIN)).max(MEMORY_MIN);
         if limit.size < min {
             let origin = match limit.origin {
                 MemoryOrigin::Setting => String::new(),

@@ -9,9 +9,17 @@ use crate::app::settings::ByteSize;
 pub trait Surroundings {
     /// The whole file, refused when longer than `bytes_max`.
     fn read(&self, path: &Path, bytes_max: u64) -> io::Result<Vec<u8>>;
-    /// Size of the volume that `path` is or will be on.
-    fn volume_size(&self, path: &Path) -> io::Result<ByteSize>;
+    /// The volume that `path` is or will be on.
+    fn volume(&self, path: &Path) -> io::Result<Volume>;
     fn cores(&self) -> u16;
+}
+
+/// Where files lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Volume {
+    pub size: ByteSize,
+    /// It is tmpfs or ramfs: its bytes are this machine's memory, and the cgroup's of who wrote them.
+    pub is_memory: bool,
 }
 
 /// The machine we run on.
@@ -25,6 +33,9 @@ pub(super) struct MemoryBound {
     pub from_cgroup: bool,
 }
 
+// linux/magic.h
+const TMPFS_MAGIC: u32 = 0x0102_1994;
+const RAMFS_MAGIC: u32 = 0x8584_58f6;
 const SMALL_FILE_BYTES_MAX: u64 = 64 << 10;
 
 impl Surroundings for Machine {
@@ -42,7 +53,7 @@ impl Surroundings for Machine {
         Ok(bytes)
     }
 
-    fn volume_size(&self, path: &Path) -> io::Result<ByteSize> {
+    fn volume(&self, path: &Path) -> io::Result<Volume> {
         // The directory may be made later: the volume is that of what is there already.
         let path = std::path::absolute(path)?;
         let existing = path
@@ -50,7 +61,12 @@ impl Surroundings for Machine {
             .find(|ancestor| ancestor.exists())
             .unwrap_or(Path::new("/"));
         let volume = rustix::fs::statvfs(existing)?;
-        Ok(ByteSize(volume.f_blocks.saturating_mul(volume.f_frsize)))
+        // Its type is an i64 here and an u32 there.
+        let kind = rustix::fs::statfs(existing)?.f_type as u32;
+        Ok(Volume {
+            size: ByteSize(volume.f_blocks.saturating_mul(volume.f_frsize)),
+            is_memory: [TMPFS_MAGIC, RAMFS_MAGIC].contains(&kind),
+        })
     }
 
     fn cores(&self) -> u16 {
@@ -147,7 +163,7 @@ mod tests {
             text.map(|text| text.as_bytes().to_vec())
                 .ok_or(io::ErrorKind::NotFound.into())
         }
-        fn volume_size(&self, _: &Path) -> io::Result<ByteSize> {
+        fn volume(&self, _: &Path) -> io::Result<Volume> {
             Err(io::ErrorKind::Unsupported.into())
         }
         fn cores(&self) -> u16 {
@@ -198,6 +214,16 @@ mod tests {
             3000,
             true,
         );
+        // Both versions at once, as hybrid systems have it: version 2 has no controllers there.
+        check_memory(
+            &[
+                ("/proc/self/cgroup", "4:memory:/a\n0::/\n"),
+                ("/sys/fs/cgroup/memory/a/memory.limit_in_bytes", "2000\n"),
+                ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "3000\n"),
+            ],
+            2000,
+            true,
+        );
         // Version 1 says "no limit" with a number beyond every machine.
         check_memory(
             &[
@@ -238,8 +264,8 @@ mod tests {
     fn this_machine_has_memory_a_volume_and_a_name() {
         assert!(memory_bound(&Machine).unwrap().size > ByteSize::mib(16));
         assert!(full_host_name(&Machine).is_some());
-        let volume = Machine.volume_size(Path::new("not/made/yet")).unwrap();
-        assert!(volume > ByteSize::mib(1));
+        let volume = Machine.volume(Path::new("not/made/yet")).unwrap();
+        assert!(volume.size > ByteSize::mib(1));
         assert!(Machine.cores() > 0);
     }
 

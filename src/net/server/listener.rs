@@ -40,8 +40,8 @@ const FRAME_BYTES_MAX: u32 = 1 << 20;
 const STREAM_WINDOW_BYTES_MAX: u32 = 4 << 20;
 const CONNECTION_WINDOW_BYTES_MAX: u32 = 16 << 20;
 /// What lies in windows is not paid yet. It lies there only while its handler waits for a turn of
-/// the CPU; so many connections with full windows hold as much as the budget allows to hold.
-const WINDOWS_A_BUDGET: u64 = 64;
+/// the CPU; so many connections with full windows hold as much as the budget allows.
+const WINDOWS_A_BUDGET: u64 = 128;
 const HEADER_LIST_BYTES_MAX: u32 = 16 << 10;
 /// hyper's read buffer of an HTTP/1 connection; also bounds its headers.
 const HTTP1_BUFFER_BYTES_MAX: usize = 256 << 10;
@@ -380,8 +380,8 @@ mod tests {
         for (budget, window) in [
             (0, 1 << 20),
             (64 << 20, 1 << 20),
-            (512 << 20, 8 << 20),
-            (1 << 30, 16 << 20),
+            (512 << 20, 4 << 20),
+            (1 << 30, 8 << 20),
             (u64::MAX, 16 << 20),
         ] {
             assert_eq!(connection_window_bytes(budget), window, "{budget}");

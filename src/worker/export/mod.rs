@@ -171,6 +171,17 @@ impl Destination {
         &self.name
     }
 
+    /// Whether a message lies in memory a second time while it is sent.
+    pub fn is_compressed(&self) -> bool {
+        match &self.kind {
+            Kind::Grpc(_, compression) | Kind::Http(_, compression) => {
+                *compression != Compression::None
+            }
+            // As JSON.
+            Kind::File(_) | Kind::Stdout => true,
+        }
+    }
+
     /// Delivers a batch, however long it takes. Dropping the future gives up; the destination may
     /// or may not have the batch then.
     pub async fn deliver(&self, batch: &Batch) -> Delivery {

@@ -44,7 +44,9 @@ impl Shard {
     }
 
     pub fn recycle(&mut self, buffer: Vec<u8>) {
-        self.writer.recycle(buffer);
+        if buffer.capacity() <= self.config.spare_buffer_bytes_max {
+            self.writer.recycle(buffer);
+        }
     }
 
     /// This batch and all before it are where `--ack` wants them.

@@ -109,7 +109,10 @@ impl Shard {
         let Some(entry) = self.index.get(trace) else {
             return;
         };
-        let (at, reason) = self.due(entry);
+        let (at, reason) = match self.due(entry) {
+            (at, _) if entry.is_early && at > now => (now, DecideReason::Pressure),
+            due => due,
+        };
         self.metrics
             .decision_lag_seconds
             .observe(now.since(at).as_secs_f64());

@@ -10,6 +10,7 @@
 mod batch;
 mod export;
 mod judge;
+mod pressure;
 mod recovery;
 #[cfg(test)]
 mod tests;
@@ -35,11 +36,23 @@ pub struct ShardConfig {
     /// What the traces in hand may take in memory, roughly. A log of tiny spans would need more
     /// of it than there is; their clients are refused instead.
     pub index_bytes_max: usize,
+    pub on_pressure: OnPressure,
+    /// A written buffer with more is not kept for the next batch.
+    pub spare_buffer_bytes_max: usize,
     /// How long the bytes of a dropped trace stay.
     pub drop_retain: Duration,
     pub decision_memory: DecisionMemory,
     /// Makes verdict IDs of different lives and shards differ.
     pub verdict_seed: u64,
+}
+
+/// What a shard does when its memory or its log is full, beside refusing new bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnPressure {
+    /// Nothing: every trace gets its time.
+    Refuse,
+    /// Judges the traces that are due next before their time, and lets go of dropped ones at once.
+    Decide,
 }
 
 /// Whether a trace that nobody here knows may begin here.
@@ -56,7 +69,7 @@ pub enum Placement {
 /// Why a shard did not take the fragments of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AppendRefused {
-    /// The log is at its byte bound.
+    /// The log is at its byte bound, or its volume has only the reserve left.
     LogFull,
     /// The traces in hand take as much memory as they may.
     MemoryFull,
@@ -128,6 +141,11 @@ pub struct Shard {
     refuse_until: Option<Moment>,
     /// Client bytes were refused because the log is at its bound.
     full: bool,
+    /// Client bytes were refused for want of memory or of room in the log, with
+    /// [`OnPressure::Decide`].
+    pressed: bool,
+    /// Not before then are traces judged early again: what was judged needs time to be gone.
+    press_after: Moment,
     /// Batches that failed since the last one that was written.
     failures: u32,
     /// To be unlinked behind what is being written.
@@ -195,6 +213,8 @@ const RETRY_UNLINK_AFTER: Duration = Duration::from_secs(1);
 /// A batch the backend refused for good is offered again so much later: a backend that was
 /// misconfigured gets well, and nothing that was acknowledged is thrown away before.
 const PUT_BACK_FOR: Duration = Duration::from_secs(60);
+/// A dropped trace lies in one or two segments: what the allocator takes for the list.
+const RETAINED_SEGMENTS_BYTES: usize = 16;
 /// Remembered decisions are looked through for age so often.
 const EXPIRE_EVERY: Duration = Duration::from_millis(500);
 
@@ -224,6 +244,8 @@ impl Shard {
             written_before: 1,
             refuse_until: None,
             full: false,
+            pressed: false,
+            press_after: Moment::ZERO,
             failures: 0,
             freed: Vec::new(),
             free_after: Moment::ZERO,
@@ -287,9 +309,11 @@ impl Shard {
                         .get_or_insert_with(|| self.space.admits(incoming.message.len() as u64));
                     if !admitted {
                         self.full = true;
+                        self.press();
                         return Err(AppendRefused::LogFull);
                     }
-                    if self.index.bytes() >= self.config.index_bytes_max {
+                    if self.traces_bytes() >= self.config.index_bytes_max {
+                        self.press();
                         return Err(AppendRefused::MemoryFull);
                     }
                     self.append_one(incoming, number, fate == SpanFate::LateKept, now);
@@ -356,6 +380,7 @@ impl Shard {
             self.write_backlog();
         }
         self.judge_due(now);
+        self.relieve(now);
         let on_disk_before = if PlantedBug::DroppedBeforeVerdict.is_planted() {
             u64::MAX
         } else {
@@ -378,6 +403,7 @@ impl Shard {
             self.next_expiry = now + EXPIRE_EVERY;
             self.decisions.expire(now);
             self.index.shrink();
+            shrink(&mut self.retained);
             self.deadlines.shrink();
         }
         self.make_room();
@@ -422,9 +448,21 @@ impl Shard {
         self.decisions.get(trace).map(|held| &held.decision)
     }
 
+    /// What the traces in hand and the dropped ones that are still in the log take.
+    pub(super) fn traces_bytes(&self) -> usize {
+        self.index.bytes()
+            + self.retained.capacity() * size_of::<Retained>()
+            + self.retained.len() * RETAINED_SEGMENTS_BYTES
+    }
+
+    /// All that this shard holds, roughly.
+    pub fn memory_bytes(&self) -> usize {
+        self.traces_bytes() + self.decisions.bytes()
+    }
+
     fn show(&mut self) {
         let now = Shown {
-            index_bytes: self.index.bytes() as i64,
+            index_bytes: self.traces_bytes() as i64,
             undecided_traces: self.index.undecided() as i64,
             undecided_spans: self.index.undecided_spans() as i64,
             awaiting_export: self.awaiting_export() as i64,
@@ -444,6 +482,13 @@ impl Shard {
         m.decision_memory_bytes
             .inc_by(now.decision_bytes - was.decision_bytes);
         self.shown = now;
+    }
+}
+
+/// Gives memory back after a burst: capacity follows the length down, at a quarter.
+fn shrink<T>(queue: &mut VecDeque<T>) {
+    if queue.capacity() > 1024 && queue.len() < queue.capacity() / 4 {
+        queue.shrink_to(queue.len() * 2);
     }
 }
 

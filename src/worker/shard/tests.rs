@@ -3,6 +3,7 @@
 mod judge;
 mod log;
 mod model;
+mod pressure;
 
 use std::collections::BTreeMap;
 
@@ -118,6 +119,8 @@ impl Bench {
             trace_spans_max: 1_000,
             trace_bytes_max: 1 << 20,
             index_bytes_max: 1 << 20,
+            on_pressure: OnPressure::Refuse,
+            spare_buffer_bytes_max: usize::MAX,
             drop_retain: Duration::from_secs(120),
             decision_memory: DecisionMemory {
                 bytes_max: 1 << 20,

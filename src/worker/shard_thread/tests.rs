@@ -17,7 +17,7 @@ use crate::policy::{Policy, PolicyKind, Rules, Timing};
 use crate::trace::DecisionMemory;
 use crate::wire::ScanLimits;
 use crate::worker::metrics::WorkerMetrics;
-use crate::worker::shard::ShardConfig;
+use crate::worker::shard::{OnPressure, ShardConfig};
 
 /// A disk whose writes wait while the gate is shut.
 #[derive(Clone)]
@@ -138,6 +138,8 @@ fn start(disk: GatedDisk, decision_wait: Duration) -> (ShardHandle, [JoinHandle<
         trace_spans_max: 1_000,
         trace_bytes_max: 1 << 30,
         index_bytes_max: 1 << 20,
+        on_pressure: OnPressure::Refuse,
+        spare_buffer_bytes_max: usize::MAX,
         drop_retain: Duration::from_secs(120),
         decision_memory: DecisionMemory {
             bytes_max: 1 << 20,
@@ -151,11 +153,16 @@ fn start(disk: GatedDisk, decision_wait: Duration) -> (ShardHandle, [JoinHandle<
     let mut shard = Shard::new(0, config, Arc::new(rules), writer, space.clone(), metrics);
     recover(&volume, &space, &mut |record| shard.recover(record)).unwrap();
     shard.recovered(clock.now());
-    spawn(0, shard, None, clock, volume, AckLevel::Written).unwrap()
+    let memory = Budget::new(u64::MAX).charge(0);
+    spawn(0, shard, None, memory, clock, volume, AckLevel::Written).unwrap()
 }
 
 /// A request of one span of so many bytes.
 fn request(n: u64, bytes: usize) -> Arc<Incoming> {
+    request_of(&Budget::new(1 << 30), n, bytes)
+}
+
+fn request_of(budget: &Arc<Budget>, n: u64, bytes: usize) -> Arc<Incoming> {
     let mut trace_id = [7; 16];
     trace_id[..8].copy_from_slice(&n.to_be_bytes());
     let span = Span {
@@ -173,7 +180,7 @@ fn request(n: u64, bytes: usize) -> Arc<Incoming> {
             ..ResourceSpans::default()
         }],
     };
-    let permit = Budget::new(1 << 30).try_take(1).unwrap();
+    let permit = budget.try_take(bytes as u64).unwrap();
     let message = message.encode_to_vec().into();
     Arc::new(Incoming::parse(message, &ScanLimits::default(), permit).unwrap())
 }
@@ -199,6 +206,28 @@ async fn while_the_disk_hangs_requests_wait_where_their_bytes_are_counted() {
         assert_eq!(answer.await.unwrap(), Ok(vec![]));
     }
     shard.stop().await;
+    for thread in threads {
+        thread.join().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_request_is_paid_for_until_it_is_written_though_its_client_went_away() {
+    let disk = GatedDisk::new();
+    let (shard, threads) = start(disk.clone(), Duration::from_secs(600));
+    let budget = Budget::new(1 << 30);
+    for n in 0..3 {
+        let answer = shard.append(request_of(&budget, n, 1 << 20), vec![(0, Placement::Mine)]);
+        drop(answer.unwrap());
+        assert_eq!(shard.awaiting_export().await, 0);
+    }
+    for _ in 0..100 {
+        assert_eq!(shard.awaiting_export().await, 0);
+    }
+    assert_eq!(budget.taken_bytes(), 3 << 20);
+    disk.open_gate();
+    shard.stop().await;
+    assert_eq!(budget.taken_bytes(), 0);
     for thread in threads {
         thread.join().unwrap();
     }
