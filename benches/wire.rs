@@ -117,7 +117,7 @@ fn bench(c: &mut Criterion) {
         }
         // One trace in four was kept, and nobody sampled before.
         let weight = Weight::new(
-            Threshold::keeping(0.25).unwrap(),
+            Some(Threshold::keeping(0.25).unwrap()),
             Randomness::from_bits((1 << 56) - 1).unwrap(),
             true,
         );

@@ -12,10 +12,8 @@ use std::time::Duration;
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
 use tailring::model::{Member, Moment, Randomness, TraceId, Verdict};
-use tailring::policy::{Answer, Cost, Limits, Rules, parse};
+use tailring::policy::{Answer, Complete, Limits, Rules, parse};
 use tailring::ring::{SLOTS, Seed, Table};
-
-const RANGE: f64 = (1_u64 << 56) as f64;
 
 struct Worker {
     limits: Limits<TraceId>,
@@ -33,10 +31,11 @@ struct Hour {
 
 impl Hour {
     fn count(&mut self, rules: &Rules, answer: Answer<TraceId>) {
-        let vote = rules.vote(answer.to, &rules.begin(), 80, answer.limited);
+        let vote = rules.vote(answer.to, &rules.begin(), 80, &answer.answers);
         if vote.verdict == Verdict::Keep {
-            assert!(vote.threshold.admits(Randomness::of(answer.to)));
-            let p = (RANGE - vote.threshold.bits() as f64) / RANGE;
+            let threshold = vote.threshold.expect("known odds");
+            assert!(threshold.admits(Randomness::of(answer.to)));
+            let p = threshold.share();
             self.kept += 1;
             self.estimate += 1.0 / p;
             self.variance += (1.0 - p) / (p * p);
@@ -81,10 +80,14 @@ fn hour(rules: &Rules, seed: u64) -> Hour {
         let trace = TraceId::new(rng.random()).unwrap();
         let worker = &mut workers[usize::from(table.owner_index(trace).unwrap())];
         hour.asked += 1;
-        let (r, cost) = (Randomness::of(trace), Cost { spans: 80 });
+        let complete = Complete {
+            trace,
+            state: rules.begin(),
+            spans: 80,
+        };
         worker
             .limits
-            .ask(r, cost, Some(trace), now, &mut worker.answers);
+            .ask(complete, Some(trace), now, &mut worker.answers);
     }
     for answer in workers.into_iter().flat_map(|it| it.answers) {
         hour.count(rules, answer);
@@ -128,19 +131,28 @@ fn who_stands_before_several_limits_gets_one_answer_with_the_smallest_threshold(
     let now = Moment::from_unix_millis(1_800_000_000_000);
     let mut limits = Limits::of(&rules, now).expect("limits");
     let mut answers = Vec::new();
-    for n in 1..=10_u64 {
-        let r = Randomness::from_bits(n).unwrap();
+    let trace = |n: u128| TraceId::new((1 << 100 | n).to_be_bytes()).unwrap();
+    for n in 1..=10_u128 {
+        let complete = Complete {
+            trace: trace(n),
+            state: rules.begin(),
+            spans: 10,
+        };
         // One that is kept anyway is charged and answered by nobody.
         let to = (n != 9).then_some(n);
-        limits.ask(r, Cost { spans: 10 }, to, now, &mut answers);
+        limits.ask(complete, to, now, &mut answers);
     }
     limits.close(now + Duration::from_secs(1), &mut answers);
     answers.sort_by_key(|answer| answer.to);
     let found: Vec<_> = answers
         .iter()
-        .map(|it| (it.to, it.limited.map(|it| (it.policy, it.threshold.bits()))))
+        .map(|it| {
+            let vote = rules.vote(trace(it.to), &rules.begin(), 10, &it.answers);
+            let bits = vote.threshold.expect("known odds").bits();
+            (it.to, vote.policy.map(|policy| (policy, bits)))
+        })
         .collect();
-    let mut expected: Vec<(u64, Option<(u16, u64)>)> = (1..=7).map(|n| (n, None)).collect();
+    let mut expected: Vec<(u128, Option<(u16, u64)>)> = (1..=7).map(|n| (n, None)).collect();
     expected.extend([(8, Some((1, 8))), (10, Some((1, 8)))]);
     assert_eq!(found, expected);
     assert_eq!(limits.next_close(), None);

@@ -146,8 +146,8 @@ policies:
   - type: always_sample
     nmae: third
   - name: slow
-    type: bytes_limiting
-    bytes_limiting: { bytes_per_second: 5000 }
+    type: ottl_condition
+    ottl_condition: { span: [] }
   - name: bare
     type: probabilistic
   - name: typeless
@@ -163,18 +163,17 @@ policies:
 7:11: there is no policy type `probabilistc`; did you mean `probabilistic`?
 8:11: the name `first` is taken by the policy in line 6; names are told apart in metrics and decisions
 11:28: `sampling_percentage` is 150; write a number from 0 to 100
-12:7: `hash_salt` is not supported yet by this version, which decides by the trace ID's own randomness; leave it out (the share kept is the same, the traces are others)
-13:7: no key of `probabilistic` is called `sampling_precision`; known are sampling_percentage, hash_salt
+13:7: no key of `probabilistic` is called `sampling_precision`; known are sampling_percentage, hash_salt, mode
 14:5: the policy has no `name`; metrics and decisions are told apart by it
 15:5: no key of a policy is called `nmae`; did you mean `name`?
-17:11: policy type `bytes_limiting` is not supported yet by this version; supported are always_sample, latency, probabilistic, rate_limiting, span_count, status_code, string_attribute
+18:21: `ottl_condition` has no condition; write one under `span` or `spanevent`
 20:11: the policy has no block `probabilistic`; write one, for example
 probabilistic:
   sampling_percentage: 10
-21:5: the policy has no `type`; write one of always_sample, latency, probabilistic, rate_limiting, span_count, status_code, string_attribute
+21:5: the policy has no `type`; write one of always_sample, and, boolean_attribute, bytes_limiting, composite, drop, latency, not, numeric_attribute, ottl_condition, probabilistic, rate_limiting, span_count, status_code, string_attribute, trace_flags, trace_state
 22:5: a policy is the text `just a text`; write `name:` and `type:` under one dash
 23:11: the policy's `name` is the number 5; write a text
-24:11: the policy's `type` is a list; write one of always_sample, latency, probabilistic, rate_limiting, span_count, status_code, string_attribute
+24:11: the policy's `type` is a list; write one of always_sample, and, boolean_attribute, bytes_limiting, composite, drop, latency, not, numeric_attribute, ottl_condition, probabilistic, rate_limiting, span_count, status_code, string_attribute, trace_flags, trace_state
 ";
     assert_eq!(report(&parse(text).expect_err("refused")), expected);
 }
@@ -199,22 +198,19 @@ fn single_mistakes_say_what_to_write_instead() {
         &["1:16: `decision_wait` is zero; write 1s, which is what the Collector makes of it"],
     );
     check_mistakes(
-        &format!("sampling_strategy: span-ingest\n{rest}"),
+        &format!("sampling_strategy: complete\n{rest}"),
+        &["1:20: `sampling_strategy` is the text `complete`; write trace-complete or span-ingest"],
+    );
+    check_mistakes(
+        "sampling_strategy: span-ingest\npolicies: [{name: a, type: span_count, span_count: {max_spans: 2}}]",
         &[
-            "1:20: sampling_strategy `span-ingest` is not supported yet by this version; leave it \
-           out for `trace-complete`",
+            "2:1: with `sampling_strategy: span-ingest` the policy `a` cannot be asked: limits, \
+           composites and an upper bound of spans need the whole trace",
         ],
     );
     check_mistakes(
         &format!("sample_on_first_match: yes\n{rest}"),
         &["1:24: `sample_on_first_match` is the text `yes`; write true or false"],
-    );
-    check_mistakes(
-        &format!("maximum_trace_size_bytes: 1000\n{rest}"),
-        &[
-            "1:27: `maximum_trace_size_bytes` is not supported yet by this version; leave it out \
-           (--max-trace-bytes bounds a trace)",
-        ],
     );
     check_mistakes(
         "policies: [{name: a, type: probabilistic, probabilistic: {sampling_percentage: .nan}}]",
@@ -223,15 +219,6 @@ fn single_mistakes_say_what_to_write_instead() {
     check_mistakes(
         "processors: { batch: {} }",
         &["1:1: no `tail_sampling` among the processors of this Collector configuration"],
-    );
-    check_mistakes(
-        &format!("processors:\n  tail_sampling: {{{rest}}}\n  tail_sampling/b: {{{rest}}}"),
-        &[
-            "2:3: `tail_sampling` is one of 2 tail_sampling processors, and a worker has one set \
-             of rules; leave the others out of its file",
-            "4:3: `tail_sampling/b` is one of 2 tail_sampling processors, and a worker has one \
-             set of rules; leave the others out of its file",
-        ],
     );
 }
 
@@ -527,15 +514,65 @@ fn a_cache_is_not_needed_and_says_so() {
 fn the_version_covers_every_field_of_every_policy() {
     let base = "\
 assume_unsampled_upstream: true
+sample_on_first_match: false
+sampling_strategy: trace-complete
+maximum_trace_size_bytes: 0
+compatibility: tailring
 policies:
   - {name: e, type: status_code, status_code: {status_codes: [ERROR]}}
   - {name: l, type: latency, latency: {threshold_ms: 10, upper_threshold_ms: 20}}
   - {name: c, type: span_count, span_count: {min_spans: 2, max_spans: 3}}
   - {name: r, type: rate_limiting, rate_limiting: {spans_per_second: 5, burst_capacity: 11, scope: cluster}}
   - {name: s, type: string_attribute, string_attribute: {key: k1, values: [v1, v2], invert_match: false, enabled_regex_matching: false}}
+  - {name: n, type: numeric_attribute, numeric_attribute: {key: k3, min_value: 31, max_value: 32, invert_match: no1}}
+  - {name: b, type: boolean_attribute, boolean_attribute: {key: k4, value: no2, invert_match: no3}}
+  - {name: t, type: trace_state, trace_state: {key: k5, values: [v5]}}
+  - {name: y, type: bytes_limiting, bytes_limiting: {bytes_per_second: 41, burst_capacity: 42, scope: cluster}}
+  - {name: h, type: probabilistic, probabilistic: {sampling_percentage: 43, hash_salt: v6}}
+  - {name: a, type: and, and: {and_sub_policy: [{name: f, type: trace_flags}, {name: g, type: always_sample}]}}
+  - {name: o, type: not, not: {not_sub_policy: {name: f, type: trace_flags}}}
+  - {name: d, type: drop, drop: {drop_sub_policy: [{name: i, type: trace_flags}]}}
+  - {name: m, type: composite, composite: {max_total_spans_per_second: 51, scope: worker, policy_order: [j, k], composite_sub_policy: [{name: j, type: always_sample}, {name: k, type: trace_flags}], rate_allocation: [{policy: j, percent: 52}]}}
 ";
-    let version = |text: &str| accepted(text).rules.version;
+    // Truths that can be told apart.
+    let spelled = |text: &str| {
+        text.replace("no1", "false")
+            .replace("no2", "false")
+            .replace("no3", "false")
+    };
+    let version = |text: &str| accepted(&spelled(text)).rules.version;
     for (from, to) in [
+        ("first_match: false", "first_match: true"),
+        ("size_bytes: 0", "size_bytes: 7"),
+        ("tailring\n", "collector\n"),
+        ("key: k3", "key: k6"),
+        ("min_value: 31", "min_value: 30"),
+        ("max_value: 32", "max_value: 33"),
+        ("no1", "true"),
+        ("key: k4", "key: k6"),
+        ("no2", "true"),
+        ("no3", "true"),
+        ("key: k5", "key: k6"),
+        ("[v5]", "[v5, v6]"),
+        ("bytes_per_second: 41", "bytes_per_second: 40"),
+        ("burst_capacity: 42", "burst_capacity: 43"),
+        ("percentage: 43", "percentage: 44"),
+        ("hash_salt: v6", "hash_salt: v7"),
+        ("hash_salt: v6", "mode: consistent"),
+        ("{name: f, type: trace_flags}, ", ""),
+        (
+            "{name: g, type: always_sample}",
+            "{name: g, type: trace_flags}",
+        ),
+        (
+            "type: not, not: {not_sub_policy: {",
+            "type: and, and: {and_sub_policy: [{",
+        ),
+        ("type: drop, drop: {drop_sub", "type: and, and: {and_sub"),
+        ("per_second: 51", "per_second: 61"),
+        ("scope: worker, ", ""),
+        ("[j, k]", "[k, j]"),
+        ("percent: 52", "percent: 53"),
         ("upstream: true", "upstream: false"),
         ("[ERROR]", "[OK]"),
         ("threshold_ms: 10", "threshold_ms: 11"),
@@ -553,12 +590,23 @@ policies:
         ("matching: false", "matching: true"),
     ] {
         assert!(base.contains(from), "{from}");
-        assert_ne!(
-            version(&base.replacen(from, to, 1)),
-            version(base),
-            "{from} to {to}"
+        let changed = base.replacen(from, to, 1);
+        let changed = changed.replace(
+            "[{name: f, type: trace_flags}}}",
+            "[{name: f, type: trace_flags}]}}",
         );
+        // The Collector's limits are each worker's.
+        let changed = match to {
+            "collector\n" => changed.replace("scope: cluster", "scope: worker"),
+            _ => changed,
+        };
+        assert_ne!(version(&changed), version(base), "{from} to {to}");
     }
+    let alone = "policies: [{name: e, type: trace_flags}]\n";
+    assert_ne!(
+        version(alone),
+        version(&format!("sampling_strategy: span-ingest\n{alone}"))
+    );
     // What is only written otherwise.
     let same = base
         .replace(
@@ -566,6 +614,8 @@ policies:
             ", burst_capacity: 11",
         )
         .replace("[v1, v2]", "[v2, v1, v2]")
+        .replace("hash_salt: v6", "hash_salt: v6, mode: hash_seed")
+        .replace("[j, k]", "[j]")
         .replace("assume_unsampled_upstream: true\n", "");
     assert_eq!(version(&same), version(base));
 }
@@ -603,5 +653,5 @@ fn the_shipped_files_parse_as_they_stand() {
         ),
         (Some(Duration::from_secs(30)), Duration::from_secs(1800))
     );
-    assert!(fleet.rules.assume_unsampled_upstream);
+    assert!(fleet.rules.settings.assume_unsampled_upstream);
 }

@@ -81,7 +81,9 @@ tailring-worker: 22 settings are wrong; nothing was started
   --name (TAILRING_NAME) = bad name: member name \"bad name\" has ' '; only letters, digits, '-', '_', '.', ':', '[' and ']' can stand in one
   --policies (TAILRING_POLICIES) = {policies}: has 2 mistakes
       {policies}:1:1: no setting is called `decison_wait`; did you mean `decision_wait`?
-      {policies}:4:11: policy type `bytes_limiting` is not supported yet by this version; supported are always_sample, latency, probabilistic, rate_limiting, span_count, status_code, string_attribute
+      {policies}:4:11: the policy has no block `bytes_limiting`; write one, for example
+        bytes_limiting:
+          bytes_per_second: 1048576
   --data-dir (TAILRING_DATA_DIR) = (empty): is empty; write a directory, for example /var/lib/tailring
   --log-max-bytes (TAILRING_LOG_MAX_BYTES) = 64mb: has the unit \"mb\"; the units are kB, MB, GB, TB (powers of 1000) and KiB, MiB, GiB, TiB (powers of 1024)
   --drop-retain (TAILRING_DROP_RETAIN) = 120: has no unit; write 120s for seconds or 120ms for milliseconds

@@ -209,7 +209,14 @@ policies:
         assert!(off < 4.0 * error, "{estimate} for {traces}, error {error}");
         assert!(off > 0.0, "a sample that is no sample");
     }
-    for reason in ["upstream_unknown", "malformed", "inconsistent", "overflow"] {
+    let reasons = [
+        "probability_unknown",
+        "upstream_unknown",
+        "malformed",
+        "inconsistent",
+        "overflow",
+    ];
+    for reason in reasons {
         running.counted(&format!(
             "worker_weights_unwritten_total{{reason=\"{reason}\"}} 0"
         ));

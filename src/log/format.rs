@@ -36,6 +36,7 @@ pub(super) const CHECKPOINT_FIXED_BYTES: usize = 4;
 pub(super) const MAGIC: [u8; 8] = *b"TAILRLOG";
 const FLAG_ROOT: u8 = 1;
 const NO_POLICY: u16 = u16::MAX;
+const NO_THRESHOLD: u64 = u64::MAX;
 
 impl SegmentId {
     pub(super) fn file_name(self) -> String {
@@ -297,7 +298,8 @@ impl Decision {
             Verdict::Drop => 2,
         });
         out.extend_from_slice(&self.id.0.to_le_bytes());
-        out.extend_from_slice(&self.threshold.bits().to_le_bytes());
+        let threshold = self.threshold.map_or(NO_THRESHOLD, Threshold::bits);
+        out.extend_from_slice(&threshold.to_le_bytes());
         out.extend_from_slice(&self.policy.unwrap_or(NO_POLICY).to_le_bytes());
         out.extend_from_slice(&self.rules_version.to_le_bytes());
         out.extend_from_slice(&self.decided_at.unix_nanos.to_le_bytes());
@@ -313,7 +315,10 @@ impl Decision {
                 _ => return None,
             },
             id: VerdictId(fields.u32()?),
-            threshold: Threshold::from_bits(fields.u64()?)?,
+            threshold: match fields.u64()? {
+                NO_THRESHOLD => None,
+                bits => Some(Threshold::from_bits(bits)?),
+            },
             policy: Some(fields.u16()?).filter(|policy| *policy != NO_POLICY),
             rules_version: fields.u64()?,
             decided_at: Moment {

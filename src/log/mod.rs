@@ -70,6 +70,8 @@
 //!             rules version u64  decided at u64 (unix ns)
 //! ```
 //!
+//! The threshold is 2^64 - 1 for a trace of which nobody can say how likely it was to be kept.
+//!
 //! # Footers
 //!
 //! When a segment is full a FOOTER is appended, and once all of that is synced a TRAILER, the last 13 bytes of

@@ -33,7 +33,9 @@ pub struct Decision {
     pub trace: TraceId,
     pub verdict: Verdict,
     pub id: VerdictId,
-    pub threshold: Threshold,
+    /// With which the trace was kept; [`None`] if nobody can say how likely that was. Meaningless
+    /// for a drop.
+    pub threshold: Option<Threshold>,
     /// The policy that kept it, by its place in the file.
     pub policy: Option<u16>,
     pub rules_version: u64,

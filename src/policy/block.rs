@@ -1,39 +1,37 @@
-//! The block of a policy's type: `latency: {threshold_ms: 5000}`.
+//! The block of a policy's type: `latency: {threshold_ms: 5000}`. How its keys are read, and the
+//! types that look at a span's own fields. Attributes are `attribute`'s, limits `limit`'s, policies
+//! inside policies `nested`'s.
 //!
 //! A value that the Collector takes means the same here or is refused with the reason. What would
 //! keep nothing, or everything, because a key is missing is a mistake: nobody means it.
 
-use std::collections::BTreeSet;
-
-use crate::model::Threshold;
 use crate::policy::file::{Entries, Reader, is_text, text_of};
-use crate::policy::tree::{Item, Node, shortened};
-use crate::policy::{
-    Latency, Pattern, PolicyKind, RateLimiting, Scope, SpanCount, StatusCodes, StringAttribute,
-    Values,
-};
-
-/// Strings of one policy. Each is held in memory, patterns compiled.
-const VALUES_MAX: usize = 10_000;
+use crate::policy::tree::{Item, Node};
+use crate::policy::{Latency, PolicyKind, SpanCount, StatusCodes};
 
 /// One block: its own place, and its keys.
 #[derive(Clone, Copy)]
-struct Block<'a> {
-    name: &'static str,
-    item: &'a Item,
-    entries: &'a Entries,
+pub(super) struct Block<'a> {
+    pub(super) name: &'static str,
+    pub(super) item: &'a Item,
+    pub(super) entries: &'a Entries,
 }
 
 impl<'a> Block<'a> {
-    fn get(&self, key: &str) -> Option<&'a Item> {
-        let (_, value) = self.entries.iter().find(|(name, _)| is_text(name, key))?;
-        Some(value)
+    pub(super) fn get(&self, key: &str) -> Option<&'a Item> {
+        self.entry(key).map(|(_, value)| value)
+    }
+
+    /// The key where it stands, and its value.
+    pub(super) fn entry(&self, key: &str) -> Option<(&'a Item, &'a Item)> {
+        let found = self.entries.iter().find(|(name, _)| is_text(name, key));
+        found.map(|(key, value)| (key, value))
     }
 }
 
 impl Reader {
     /// `kind` is where the policy's type stands, `entries` the keys of the policy.
-    fn block_of<'a>(
+    pub(super) fn block_of<'a>(
         &mut self,
         kind: &Item,
         entries: &'a Entries,
@@ -70,57 +68,6 @@ impl Reader {
             item,
             entries,
         })
-    }
-
-    pub(super) fn probabilistic(&mut self, kind: &Item, entries: &Entries) -> Option<PolicyKind> {
-        let block = self.block_of(
-            kind,
-            entries,
-            "probabilistic",
-            &["sampling_percentage", "hash_salt"],
-            "sampling_percentage: 10",
-        )?;
-        if let Some((key, salt)) = block
-            .entries
-            .iter()
-            .find(|(key, _)| is_text(key, "hash_salt"))
-            && text_of(salt).is_none_or(|salt| !salt.is_empty())
-        {
-            self.wrong(
-                key,
-                "`hash_salt` is not supported yet by this version, which decides by the trace ID's \
-                 own randomness; leave it out (the share kept is the same, the traces are others)",
-            );
-        }
-        let Some(value) = block.get("sampling_percentage") else {
-            self.wrong(
-                block.item,
-                "`sampling_percentage` is missing, and the Collector would keep nothing; write a \
-                 number from 0 to 100",
-            );
-            return None;
-        };
-        let percentage = match value.node {
-            Node::Unsigned(number) => Some(number as f64),
-            Node::Float(number) => Some(number),
-            _ => None,
-        };
-        let Some(percentage) = percentage.filter(|number| (0.0..=100.0).contains(number)) else {
-            let found = match value.node {
-                Node::Unsigned(number) => number.to_string(),
-                Node::Negative(number) => number.to_string(),
-                Node::Float(number) => number.to_string(),
-                _ => value.describe(),
-            };
-            self.wrong(
-                value,
-                format!("`sampling_percentage` is {found}; write a number from 0 to 100"),
-            );
-            return None;
-        };
-        Some(PolicyKind::Probabilistic(Threshold::keeping(
-            percentage / 100.0,
-        )))
     }
 
     pub(super) fn status_code(&mut self, kind: &Item, entries: &Entries) -> Option<PolicyKind> {
@@ -228,137 +175,29 @@ impl Reader {
         }))
     }
 
-    pub(super) fn rate_limiting(&mut self, kind: &Item, entries: &Entries) -> Option<PolicyKind> {
-        let block = self.block_of(
-            kind,
-            entries,
-            "rate_limiting",
-            &["spans_per_second", "burst_capacity", "scope"],
-            "spans_per_second: 50",
-        )?;
-        let rate = self.whole(&block, "spans_per_second", i64::MAX as u64);
-        let burst = self.whole(&block, "burst_capacity", i64::MAX as u64);
-        let scope = match block.get("scope") {
-            None => Some(Scope::Cluster),
-            Some(item) => match text_of(item) {
-                Some("cluster") => Some(Scope::Cluster),
-                Some("worker") => Some(Scope::Worker),
-                _ => {
-                    self.wrong(
-                        item,
-                        format!(
-                            "`scope` is {}; write cluster (the rate is divided among the workers) \
-                             or worker (each has all of it)",
-                            item.describe()
-                        ),
-                    );
-                    None
-                }
-            },
-        };
-        let (rate, burst) = rate.ok().zip(burst.ok())?;
-        let Some(spans_per_second) = rate.filter(|rate| *rate > 0) else {
-            let at = block.get("spans_per_second").unwrap_or(block.item);
-            self.wrong(
-                at,
-                "`spans_per_second` is missing or 0, and nothing would be kept; write a number of \
-                 spans",
-            );
-            return None;
-        };
-        let burst_spans = burst
-            .filter(|burst| *burst > 0)
-            .unwrap_or(spans_per_second.saturating_mul(2));
-        Some(PolicyKind::RateLimiting(RateLimiting {
-            spans_per_second,
-            burst_spans,
-            scope: scope?,
-        }))
-    }
-
-    pub(super) fn string_attribute(
-        &mut self,
-        kind: &Item,
-        entries: &Entries,
-    ) -> Option<PolicyKind> {
-        let block = self.block_of(
-            kind,
-            entries,
-            "string_attribute",
-            &[
-                "key",
-                "values",
-                "enabled_regex_matching",
-                "cache_max_size",
-                "invert_match",
-            ],
-            "key: tenant.id\n  values: [acme-corp]",
-        )?;
-        let key = match block.get("key") {
-            Some(item) => self.text(item, "key"),
-            None => {
-                self.wrong(
-                    block.item,
-                    "`key` is missing; write the name of an attribute",
-                );
-                None
-            }
-        };
-        let regex = self.switch_of(&block, "enabled_regex_matching");
-        let invert = self.switch_of(&block, "invert_match");
-        let cache = self.whole(&block, "cache_max_size", i64::MAX as u64);
-        if let (Ok(Some(_)), Some((at, _))) = (
-            cache,
-            block
-                .entries
-                .iter()
-                .find(|(key, _)| is_text(key, "cache_max_size")),
-        ) {
-            self.notice(
-                at,
-                "`cache_max_size` is not read: a pattern takes no longer than a look into a cache",
-            );
-        }
-        let items = self.list(&block, "values", "[acme-corp]")?;
-        if items.len() > VALUES_MAX {
-            self.wrong(
-                block.item,
-                format!("{} values; at most {VALUES_MAX}", items.len()),
-            );
-            return None;
-        }
-        let mut texts = Vec::with_capacity(items.len());
-        for item in items {
-            texts.push(self.text(item, "values").map(|text| (item, text)));
-        }
-        let values = if regex? {
-            let mut patterns = Vec::with_capacity(texts.len());
-            for (item, text) in texts.iter().flatten() {
-                match Pattern::new(text) {
-                    Ok(pattern) => patterns.push(pattern),
-                    Err(why) => {
-                        let text = shortened(text);
-                        self.wrong(item, format!("the regular expression `{text}`: {why}"));
-                    }
+    pub(super) fn trace_flags(&mut self, entries: &Entries) -> PolicyKind {
+        // Has no keys, in the Collector neither, and so needs no block.
+        for (_, value) in entries
+            .iter()
+            .filter(|(key, _)| is_text(key, "trace_flags"))
+        {
+            if let Node::Map(keys) = &value.node {
+                for (key, _) in keys {
+                    let name = text_of(key).unwrap_or_default();
+                    self.wrong(key, format!("`trace_flags` has no keys, so no `{name}`"));
                 }
             }
-            (patterns.len() == texts.len()).then_some(Values::Matching(patterns))
-        } else {
-            let is_whole = texts.iter().all(Option::is_some);
-            let lawful = texts.into_iter().flatten().map(|(_, text)| text);
-            // An empty value is left out, as in the Collector: it would match what is no string.
-            let exact: BTreeSet<String> = lawful.filter(|text| !text.is_empty()).collect();
-            is_whole.then_some(Values::Exact(exact))
-        };
-        Some(PolicyKind::StringAttribute(StringAttribute {
-            key: key?,
-            values: values?,
-            invert_match: invert?,
-        }))
+        }
+        PolicyKind::TraceFlags
     }
 
     /// A number from 0 to `max`; `Ok(None)` if the key is not there.
-    fn whole(&mut self, block: &Block<'_>, key: &str, max: u64) -> Result<Option<u64>, ()> {
+    pub(super) fn whole(
+        &mut self,
+        block: &Block<'_>,
+        key: &str,
+        max: u64,
+    ) -> Result<Option<u64>, ()> {
         let Some(item) = block.get(key) else {
             return Ok(None);
         };
@@ -385,7 +224,7 @@ impl Reader {
     }
 
     /// False if the key is not there, [`None`] after a mistake.
-    fn switch_of(&mut self, block: &Block<'_>, key: &str) -> Option<bool> {
+    pub(super) fn switch_of(&mut self, block: &Block<'_>, key: &str) -> Option<bool> {
         let entry = block.entries.iter().find(|(name, _)| is_text(name, key));
         match entry {
             None => Some(false),
@@ -393,7 +232,7 @@ impl Reader {
         }
     }
 
-    fn text(&mut self, item: &Item, key: &str) -> Option<String> {
+    pub(super) fn text(&mut self, item: &Item, key: &str) -> Option<String> {
         if let Node::Text(text) = &item.node
             && !(key == "key" && text.is_empty())
         {
@@ -411,7 +250,12 @@ impl Reader {
         None
     }
 
-    fn list<'a>(&mut self, block: &Block<'a>, key: &str, example: &str) -> Option<&'a [Item]> {
+    pub(super) fn list<'a>(
+        &mut self,
+        block: &Block<'a>,
+        key: &str,
+        example: &str,
+    ) -> Option<&'a [Item]> {
         let Some(item) = block.get(key) else {
             self.wrong(
                 block.item,
@@ -437,6 +281,36 @@ impl Reader {
                     ),
                 );
                 None
+            }
+        }
+    }
+
+    /// A number that may be below zero; `Ok(None)` if the key is not there.
+    pub(super) fn signed(&mut self, block: &Block<'_>, key: &str) -> Result<Option<i64>, ()> {
+        let Some(item) = block.get(key) else {
+            return Ok(None);
+        };
+        let number = match item.node {
+            Node::Unsigned(number) => i64::try_from(number).ok(),
+            Node::Negative(number) => Some(number),
+            // Beyond 2^53 a float is no certain number.
+            Node::Float(number) if number.fract() == 0.0 && number.abs() < 9e15 => {
+                Some(number as i64)
+            }
+            _ => None,
+        };
+        match number {
+            Some(number) => Ok(Some(number)),
+            None => {
+                self.wrong(
+                    item,
+                    format!(
+                        "`{key}` of `{}` is {}; write a whole number of 64 bits",
+                        block.name,
+                        item.describe()
+                    ),
+                );
+                Err(())
             }
         }
     }

@@ -8,27 +8,30 @@ use crate::policy::{Policy, PolicyKind};
 /// Each policy has a name among the metric labels, and each span is shown to every policy.
 pub const POLICIES_MAX: usize = 1_000;
 
-/// Policy types of the Collector. Those below [`SUPPORTED_TYPES`] are not built yet.
+/// Those inside others included: each may look at an attribute of its own, and such facts are
+/// numbered.
+const POLICIES_IN_ALL_MAX: usize = 10_000;
+
+/// Policy types of the Collector.
 const TYPES: [&str; 17] = [
     "always_sample",
-    "latency",
-    "probabilistic",
-    "rate_limiting",
-    "span_count",
-    "status_code",
-    "string_attribute",
     "and",
     "boolean_attribute",
     "bytes_limiting",
     "composite",
     "drop",
+    "latency",
     "not",
     "numeric_attribute",
     "ottl_condition",
+    "probabilistic",
+    "rate_limiting",
+    "span_count",
+    "status_code",
+    "string_attribute",
     "trace_flags",
     "trace_state",
 ];
-const SUPPORTED_TYPES: &[&str] = TYPES.split_at(7).0;
 
 impl Reader {
     pub(super) fn policies(&mut self, key: &Item, value: &Item) -> Vec<Policy> {
@@ -70,7 +73,7 @@ impl Reader {
                 continue;
             };
             let name = self.policy_name(item, entries, &mut names);
-            let kind = self.policy_kind(item, entries);
+            let kind = self.policy_kind(item, entries, true);
             if let (Some(name), Some(kind)) = (name, kind) {
                 policies.push(Policy { name, kind });
             }
@@ -115,7 +118,20 @@ impl Reader {
         Some(name.to_owned())
     }
 
-    fn policy_kind(&mut self, item: &Item, entries: &Entries) -> Option<PolicyKind> {
+    pub(super) fn policy_kind(
+        &mut self,
+        item: &Item,
+        entries: &Entries,
+        at_top: bool,
+    ) -> Option<PolicyKind> {
+        self.policies_read += 1;
+        if self.policies_read > POLICIES_IN_ALL_MAX {
+            if self.policies_read == POLICIES_IN_ALL_MAX + 1 {
+                let many = format!("more than {POLICIES_IN_ALL_MAX} policies inside others");
+                self.wrong(item, many);
+            }
+            return None;
+        }
         let written = entries.iter().find(|(key, _)| is_text(key, "type"));
         let kind = written.and_then(|(_, value)| text_of(value));
         self.policy_keys(entries, kind);
@@ -124,30 +140,36 @@ impl Reader {
                 item,
                 format!(
                     "the policy has no `type`; write one of {}",
-                    SUPPORTED_TYPES.join(", ")
+                    TYPES.join(", ")
                 ),
             );
             return None;
         };
         match kind {
             Some("always_sample") => Some(PolicyKind::AlwaysSample),
+            Some("and") => self.and(value, entries),
+            Some("boolean_attribute") => self.boolean_attribute(value, entries),
+            Some("bytes_limiting") => self.bytes_limiting(value, entries),
+            Some("composite") => self.composite(value, entries),
+            Some("drop") if at_top => self.drop_policy(value, entries),
+            Some("drop") => {
+                self.wrong(
+                    value,
+                    "a `drop` inside another policy drops nothing; put it beside the others",
+                );
+                None
+            }
             Some("latency") => self.latency(value, entries),
+            Some("not") => self.not(value, entries),
+            Some("numeric_attribute") => self.numeric_attribute(value, entries),
+            Some("ottl_condition") => self.ottl_condition(value, entries),
             Some("probabilistic") => self.probabilistic(value, entries),
             Some("rate_limiting") => self.rate_limiting(value, entries),
             Some("span_count") => self.span_count(value, entries),
             Some("status_code") => self.status_code(value, entries),
             Some("string_attribute") => self.string_attribute(value, entries),
-            Some(known) if TYPES.contains(&known) => {
-                self.wrong(
-                    value,
-                    format!(
-                        "policy type `{known}` is not supported yet by this version; supported \
-                         are {}",
-                        SUPPORTED_TYPES.join(", ")
-                    ),
-                );
-                None
-            }
+            Some("trace_flags") => Some(self.trace_flags(entries)),
+            Some("trace_state") => self.trace_state(value, entries),
             Some(unknown) => {
                 let hint = nearest(unknown, TYPES).map_or_else(
                     || format!("the types are {}", TYPES.join(", ")),
@@ -165,7 +187,7 @@ impl Reader {
                     format!(
                         "the policy's `type` is {}; write one of {}",
                         value.describe(),
-                        SUPPORTED_TYPES.join(", ")
+                        TYPES.join(", ")
                     ),
                 );
                 None

@@ -6,11 +6,16 @@
 
 use std::collections::HashMap;
 
-use crate::model::Randomness;
-use crate::policy::rules::{Latency, Policy, PolicyKind, StringAttribute};
-use crate::wire::{KeyFilter, Wanted, read_resource, read_span, stated_randomness, string_value};
+use crate::model::{Randomness, TraceId};
+use crate::policy::conditions::{Conditions, Ends};
+use crate::policy::ottl::OttlCondition;
+use crate::policy::{Latency, TraceState, Values};
+use crate::wire::{
+    KeyFilter, Scalar, Wanted, member_value, read_resource, read_span, scalar_value,
+    stated_randomness,
+};
 
-/// One trace's state: 48 bytes, and 8 more on the heap for each 64 facts beyond the first 64.
+/// One trace's state: 56 bytes, and 8 more on the heap for each 64 facts beyond the first 64.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FoldState {
     /// Earliest start and latest end so far, as the Collector keeps them: zero is "none yet", so
@@ -22,6 +27,8 @@ pub struct FoldState {
     /// The randomness that a span stated in the lower 56 bits; above them a bit for each status code that was seen,
     /// and `RANDOMNESS_STATED`.
     randomness_and_flags: u64,
+    /// Of all fragments as OTLP protobuf.
+    bytes: u64,
     facts: Facts,
 }
 
@@ -36,17 +43,22 @@ const RANDOMNESS_BITS: u64 = (1 << 56) - 1;
 /// A span with status UNSET, OK, ERROR; OTLP's numbers give the bit.
 const SEEN_STATUS_SHIFT: u32 = 56;
 const RANDOMNESS_STATED: u64 = 1 << 59;
+const W3C_SAMPLED: u32 = 1;
 
 /// What the policies of the rules need to see, made once.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct Needs {
     wanted: Wanted,
+    bytes: bool,
     keys: KeyFilter,
     /// Index into `asked` by key.
     by_key: HashMap<Box<[u8]>, u16, foldhash::fast::RandomState>,
     asked: Vec<Asked>,
-    /// Latencies with an upper bound: true of a trace while it grows, so not seen at its end.
+    /// Latencies that are true of a trace while it grows, so not to be seen at its end.
     bounded: Vec<(Fact, Latency)>,
+    trace_states: Vec<(Fact, TraceState)>,
+    sampled_flag: Option<Fact>,
+    pub(super) conditions: Conditions,
     facts: u16,
 }
 
@@ -56,7 +68,39 @@ pub(super) type Fact = u16;
 /// Who asks for an attribute.
 #[derive(Debug, Clone, PartialEq, Default)]
 struct Asked {
-    by: Vec<(Fact, StringAttribute)>,
+    by: Vec<(Fact, Test)>,
+}
+
+/// What makes a fact of an attribute's value.
+#[derive(Debug, Clone, PartialEq)]
+enum Test {
+    Text(Values),
+    Integer { min: i64, max: i64 },
+    Truth(bool),
+}
+
+impl Test {
+    /// A value of another type reads as zero, false or empty, as in the Collector's typed getters.
+    fn holds(&self, value: Scalar<'_>, of_resource: bool) -> bool {
+        match self {
+            Self::Text(values) => {
+                let text = match value {
+                    Scalar::String(text) => text,
+                    _ => &[],
+                };
+                // An empty string of a resource is looked at, one of a span is not.
+                (of_resource || !text.is_empty()) && values.matches(text)
+            }
+            Self::Integer { min, max } => {
+                let number = match value {
+                    Scalar::Int(number) => number,
+                    _ => 0,
+                };
+                (*min..=*max).contains(&number)
+            }
+            Self::Truth(wanted) => (value == Scalar::Bool(true)) == *wanted,
+        }
+    }
 }
 
 impl Facts {
@@ -88,49 +132,79 @@ impl Facts {
 }
 
 impl Needs {
-    /// What `policies` need, and for each of them the fact it waits for, if any.
-    pub(super) fn of(policies: &[Policy]) -> (Self, Vec<Option<Fact>>) {
-        let mut needs = Self::default();
-        let facts = policies
-            .iter()
-            .map(|policy| needs.add(&policy.kind))
-            .collect();
-        (needs, facts)
+    pub(super) fn want_randomness(&mut self) {
+        self.wanted.trace_state = true;
     }
 
-    fn add(&mut self, kind: &PolicyKind) -> Option<Fact> {
-        match kind {
-            PolicyKind::AlwaysSample | PolicyKind::SpanCount(_) => None,
-            PolicyKind::Probabilistic(_) | PolicyKind::RateLimiting(_) => {
-                self.wanted.trace_state = true;
-                None
-            }
-            PolicyKind::StatusCode(_) => {
-                self.wanted.status = true;
-                None
-            }
-            PolicyKind::Latency(latency) => {
-                self.wanted.times = true;
-                latency.upper_threshold_millis?;
+    pub(super) fn want_status(&mut self) {
+        self.wanted.status = true;
+    }
+
+    pub(super) fn want_times(&mut self) {
+        self.wanted.times = true;
+    }
+
+    pub(super) fn want_bytes(&mut self) {
+        self.bytes = true;
+    }
+
+    /// That the latency held after some span, as in the Collector.
+    pub(super) fn bounded(&mut self, latency: &Latency) -> Fact {
+        let fact = self.new_fact();
+        self.bounded.push((fact, *latency));
+        fact
+    }
+
+    pub(super) fn string_attribute(&mut self, key: &str, values: &Values) -> Fact {
+        self.attribute_test(key, Test::Text(values.clone()))
+    }
+
+    pub(super) fn numeric_attribute(&mut self, key: &str, min: i64, max: i64) -> Fact {
+        self.attribute_test(key, Test::Integer { min, max })
+    }
+
+    pub(super) fn boolean_attribute(&mut self, key: &str, value: bool) -> Fact {
+        self.attribute_test(key, Test::Truth(value))
+    }
+
+    pub(super) fn trace_state(&mut self, policy: &TraceState) -> Fact {
+        self.wanted.trace_state = true;
+        let fact = self.new_fact();
+        self.trace_states.push((fact, policy.clone()));
+        fact
+    }
+
+    pub(super) fn sampled_flag(&mut self) -> Fact {
+        self.wanted.flags = true;
+        match self.sampled_flag {
+            Some(fact) => fact,
+            None => {
                 let fact = self.new_fact();
-                self.bounded.push((fact, *latency));
-                Some(fact)
-            }
-            PolicyKind::StringAttribute(attribute) => {
-                let fact = self.new_fact();
-                let key = attribute.key.as_bytes();
-                self.keys.add(key);
-                let next = self.asked.len() as u16;
-                let index = *self.by_key.entry(key.into()).or_insert(next);
-                if index == next {
-                    self.asked.push(Asked::default());
-                }
-                self.asked[usize::from(index)]
-                    .by
-                    .push((fact, attribute.clone()));
-                Some(fact)
+                self.sampled_flag = Some(fact);
+                fact
             }
         }
+    }
+
+    pub(super) fn ottl_condition(&mut self, policy: &OttlCondition) -> Ends {
+        let facts = &mut self.facts;
+        self.conditions.add(policy, || {
+            *facts += 1;
+            *facts - 1
+        })
+    }
+
+    fn attribute_test(&mut self, key: &str, test: Test) -> Fact {
+        let fact = self.new_fact();
+        let key = key.as_bytes();
+        self.keys.add(key);
+        let next = self.asked.len() as u16;
+        let index = *self.by_key.entry(key.into()).or_insert(next);
+        if index == next {
+            self.asked.push(Asked::default());
+        }
+        self.asked[usize::from(index)].by.push((fact, test));
+        fact
     }
 
     fn new_fact(&mut self) -> Fact {
@@ -139,7 +213,10 @@ impl Needs {
     }
 
     pub(super) fn is_nothing(&self) -> bool {
-        self.wanted == Wanted::default() && self.keys.is_empty()
+        self.wanted == Wanted::default()
+            && self.keys.is_empty()
+            && self.conditions.is_empty()
+            && !self.bytes
     }
 
     pub(super) fn begin(&self) -> FoldState {
@@ -148,6 +225,7 @@ impl Needs {
             end_unix_nanos: 0,
             longest_millis: i64::MIN,
             randomness_and_flags: 0,
+            bytes: 0,
             facts: Facts::none(self.facts),
         }
     }
@@ -158,6 +236,10 @@ impl Needs {
             0..=64 => 0,
             facts => usize::from(facts).div_ceil(64) * size_of::<u64>(),
         }
+    }
+
+    pub(super) fn want_bytes_of_fragments(&self) -> bool {
+        self.bytes
     }
 
     /// The resource of a fragment, before its spans: its header in stretches of whole fields.
@@ -191,12 +273,30 @@ impl Needs {
         if self.wanted.status && matches!(fields.status_code, 0..=2) {
             state.randomness_and_flags |= 1 << (SEEN_STATUS_SHIFT + fields.status_code as u32);
         }
-        if !fields.trace_state.is_empty()
-            && state.randomness_and_flags & RANDOMNESS_STATED == 0
-            && let Some(stated) = stated_randomness(fields.trace_state)
+        if let Some(fact) = self.sampled_flag
+            && fields.flags & W3C_SAMPLED != 0
+        {
+            state.facts.add(fact);
+        }
+        if !fields.trace_state.is_empty() {
+            self.state_text(state, fields.trace_state);
+        }
+    }
+
+    #[inline(never)]
+    fn state_text(&self, state: &mut FoldState, text: &[u8]) {
+        if state.randomness_and_flags & RANDOMNESS_STATED == 0
+            && let Some(stated) = stated_randomness(text)
         {
             // The first one wins: spans that disagree must not move a decision about.
             state.randomness_and_flags |= stated.bits() | RANDOMNESS_STATED;
+        }
+        for (fact, policy) in &self.trace_states {
+            if !state.facts.has(*fact)
+                && member_value(text, &policy.key).is_some_and(|it| policy.values.contains(it))
+            {
+                state.facts.add(*fact);
+            }
         }
     }
 
@@ -207,9 +307,7 @@ impl Needs {
         if state.end_unix_nanos == 0 || end > state.end_unix_nanos {
             state.end_unix_nanos = end;
         }
-        // Go's times are signed and its durations saturate.
-        let nanos = (state.end_unix_nanos as i64).saturating_sub(state.start_unix_nanos as i64);
-        let millis = nanos / 1_000_000;
+        let millis = state.final_millis();
         state.longest_millis = state.longest_millis.max(millis);
         for (fact, latency) in &self.bounded {
             if latency.holds(millis) {
@@ -236,13 +334,12 @@ impl Needs {
             return;
         }
         let mut value = None;
-        for (fact, policy) in &self.asked[usize::from(index)].by {
+        for (fact, test) in &self.asked[usize::from(index)].by {
             if facts.has(*fact) {
                 continue;
             }
-            let value = *value.get_or_insert_with(|| string_value(attribute));
-            // An empty string of a resource is looked at, one of a span is not.
-            if (of_resource || !value.is_empty()) && policy.matches(value) {
+            let value = *value.get_or_insert_with(|| scalar_value(attribute));
+            if test.holds(value, of_resource) {
                 facts.add(*fact);
             }
         }
@@ -279,6 +376,10 @@ impl FoldState {
         self.facts.has(fact)
     }
 
+    pub(super) fn add(&mut self, fact: Fact) {
+        self.facts.add(fact);
+    }
+
     /// A bit for each status code seen.
     pub(super) fn statuses(&self) -> u8 {
         (self.randomness_and_flags >> SEEN_STATUS_SHIFT) as u8 & 0b111
@@ -288,11 +389,28 @@ impl FoldState {
         self.longest_millis
     }
 
-    pub(super) fn stated_randomness(&self) -> Option<Randomness> {
+    /// From the earliest start to the latest end. Go's times are signed, its durations saturate.
+    pub(super) fn final_millis(&self) -> i64 {
+        let nanos = (self.end_unix_nanos as i64).saturating_sub(self.start_unix_nanos as i64);
+        nanos / 1_000_000
+    }
+
+    /// What decides where shares and limits are concerned: what a span states, or else the trace ID.
+    pub(super) fn randomness(&self, trace: TraceId) -> Randomness {
         if self.randomness_and_flags & RANDOMNESS_STATED == 0 {
-            return None;
+            return Randomness::of(trace);
         }
-        Randomness::from_bits(self.randomness_and_flags & RANDOMNESS_BITS)
+        let stated = Randomness::from_bits(self.randomness_and_flags & RANDOMNESS_BITS);
+        stated.unwrap_or(Randomness::of(trace))
+    }
+
+    /// Of all fragments, as OTLP protobuf; 0 if no policy asks for it.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(super) fn add_bytes(&mut self, bytes: u64) {
+        self.bytes = self.bytes.saturating_add(bytes);
     }
 }
 
@@ -302,6 +420,6 @@ mod tests {
 
     #[test]
     fn a_state_is_small_enough_for_every_trace() {
-        assert_eq!(size_of::<FoldState>(), 48);
+        assert_eq!(size_of::<FoldState>(), 56);
     }
 }

@@ -1,30 +1,65 @@
-//! All limits of the rules: who asks several of them gets one answer.
+//! All limits of the rules: whoever stands before several of them gets one answer.
 //!
 //! One object for a whole worker, whose traces lie in several shards; kept off the path of what is
-//! appended. A trace asks once, when it is complete. Each limit is a [`Window`]; more limits (bytes,
-//! composite, keyed) will differ in what a trace costs and in which window it stands.
+//! appended. A trace comes once, when it is complete. It is asked for at the limits that its votes
+//! reach, and again when one has answered, until its votes reach no other. A limit is a [`Window`],
+//! a composite's window, or what the Collector has.
 
-use crate::model::{Moment, Randomness, Threshold};
+use std::sync::Arc;
+
+use crate::model::{Moment, Threshold, TraceId};
+use crate::policy::bucket::{Bucket, Seconds};
+use crate::policy::composite::CompositeWindow;
+use crate::policy::program::{Case, LimitAnswers, Program, Question};
+use crate::policy::vote::Odds;
 use crate::policy::window::{Ticket, Window};
-use crate::policy::{Limited, PolicyKind, Rules, Scope};
+use crate::policy::{Compatibility, FoldState, Rules, Scope};
 
-/// What a trace costs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Cost {
+/// A complete trace, to stand before limits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Complete {
+    pub trace: TraceId,
+    pub state: FoldState,
     pub spans: u32,
 }
 
 /// What the limits said to who asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer<K> {
     pub to: K,
-    /// The smallest threshold with which a limit took it; [`None`] if none did.
-    pub limited: Option<Limited>,
+    pub answers: LimitAnswers,
+}
+
+/// What a limit has to spend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Budget {
+    Spans {
+        per_second: u64,
+        burst: u64,
+    },
+    Bytes {
+        per_second: u64,
+        burst: u64,
+    },
+    /// Spans of a composite and of each of its policies.
+    Shared {
+        per_second: u64,
+        of_each: Vec<u64>,
+    },
+}
+
+/// One limit of the rules.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct LimitRule {
+    pub(super) budget: Budget,
+    pub(super) scope: Scope,
+    pub(super) compatibility: Compatibility,
 }
 
 /// See the module. `K` says where an answer goes.
 #[derive(Debug, Clone)]
 pub struct Limits<K> {
+    program: Arc<Program>,
     limits: Vec<Limit>,
     waiting: Vec<Option<Waiting<K>>>,
     free: Vec<Ticket>,
@@ -32,37 +67,43 @@ pub struct Limits<K> {
 
 #[derive(Debug, Clone)]
 struct Limit {
-    /// Its place in the file.
-    policy: u16,
     scope: Scope,
-    window: Window,
+    of_bytes: bool,
+    keeper: Keeper,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Waiting<K> {
-    /// [`None`]: asked only to be charged.
-    to: Option<K>,
-    outstanding: usize,
-    best: Option<Limited>,
+#[derive(Debug, Clone)]
+enum Keeper {
+    Window(Window),
+    Composite(CompositeWindow),
+    Bucket(Bucket),
+    Seconds(Seconds),
 }
+
+#[derive(Debug, Clone)]
+struct Waiting<K> {
+    case: Complete,
+    /// [`None`]: it came only to be charged.
+    to: Option<K>,
+    answers: LimitAnswers,
+    asked: Vec<u16>,
+    outstanding: usize,
+}
+
+/// A limit has answered.
+type Settled = (Ticket, u16, Option<Odds>);
 
 impl<K: Copy> Limits<K> {
     /// [`None`] if no policy of these rules is a limit.
     pub fn of(rules: &Rules, now: Moment) -> Option<Self> {
-        let limits: Vec<_> = rules
-            .policies
+        let program = Arc::clone(rules.program());
+        let limits: Vec<_> = program
+            .limits
             .iter()
-            .enumerate()
-            .filter_map(|(index, policy)| match policy.kind {
-                PolicyKind::RateLimiting(limit) => Some(Limit {
-                    policy: index as u16,
-                    scope: limit.scope,
-                    window: Window::new(limit.spans_per_second, limit.burst_spans, now),
-                }),
-                _ => None,
-            })
+            .map(|it| Limit::new(it, now))
             .collect();
         (!limits.is_empty()).then_some(Self {
+            program,
             limits,
             waiting: Vec::new(),
             free: Vec::new(),
@@ -72,26 +113,33 @@ impl<K: Copy> Limits<K> {
     /// The rates are divided among the workers of a cluster: this one's share of the slots, 0 to 1.
     pub fn set_share(&mut self, share: f64, now: Moment) {
         for limit in &mut self.limits {
-            if limit.scope == Scope::Cluster {
-                limit.window.set_share(share, now);
+            match &mut limit.keeper {
+                Keeper::Window(window) if limit.scope == Scope::Cluster => {
+                    window.set_share(share, now);
+                }
+                Keeper::Composite(window) if limit.scope == Scope::Cluster => {
+                    window.set_share(share, now);
+                }
+                _ => {}
             }
         }
     }
 
-    /// A complete trace stands as a candidate before every limit, and is charged where it is taken.
-    /// With `to` there will be one answer to it, for some perhaps at once.
+    /// A complete trace stands as a candidate before every limit that it reaches, and is charged
+    /// where it is taken. With `to` there will be one answer to it, for some perhaps at once.
     pub fn ask(
         &mut self,
-        randomness: Randomness,
-        cost: Cost,
+        case: Complete,
         to: Option<K>,
         now: Moment,
         answers: &mut Vec<Answer<K>>,
     ) {
         let waiting = Some(Waiting {
+            case,
             to,
-            outstanding: self.limits.len(),
-            best: None,
+            answers: LimitAnswers::default(),
+            asked: Vec::new(),
+            outstanding: 0,
         });
         let ticket = match self.free.pop() {
             Some(ticket) => {
@@ -103,24 +151,20 @@ impl<K: Copy> Limits<K> {
                 (self.waiting.len() - 1) as Ticket
             }
         };
-        let mut excluded = Vec::new();
-        for index in 0..self.limits.len() {
-            let limit = &mut self.limits[index];
-            let policy = limit.policy;
-            limit
-                .window
-                .ask(randomness, cost.spans.into(), ticket, now, &mut excluded);
-            for ticket in excluded.drain(..) {
-                self.answered(ticket, policy, None, answers);
-            }
-        }
+        let mut settled = Vec::new();
+        self.go_on(ticket, now, &mut settled, answers);
+        self.settle(settled, now, answers);
     }
 
     /// When [`Limits::close`] has something to do; [`None`] while nobody asks.
     pub fn next_close(&self) -> Option<Moment> {
         self.limits
             .iter()
-            .filter_map(|limit| limit.window.closes_at())
+            .filter_map(|limit| match &limit.keeper {
+                Keeper::Window(window) => window.closes_at(),
+                Keeper::Composite(window) => window.closes_at(),
+                Keeper::Bucket(_) | Keeper::Seconds(_) => None,
+            })
             .min()
     }
 
@@ -132,42 +176,80 @@ impl<K: Copy> Limits<K> {
     /// Closes every window that is not in debt, before a stop. Those in debt would have to refuse
     /// all their candidates: these stay undecided and are judged in the next life.
     pub fn close_early(&mut self, now: Moment, answers: &mut Vec<Answer<K>>) {
-        self.close_some(now, true, answers);
+        // What was taken by an inner limit stands before the next one: one round more for each.
+        for _ in 0..self.limits.len() {
+            self.close_some(now, true, answers);
+        }
     }
 
     fn close_some(&mut self, now: Moment, early: bool, answers: &mut Vec<Answer<K>>) {
-        let mut closed = Vec::new();
-        for index in 0..self.limits.len() {
-            let limit = &mut self.limits[index];
-            let policy = limit.policy;
-            limit.window.close(now, early, &mut closed);
-            for (ticket, threshold) in closed.drain(..) {
-                self.answered(ticket, policy, threshold, answers);
+        let mut settled = Vec::new();
+        for (limit, number) in self.limits.iter_mut().zip(0..) {
+            match &mut limit.keeper {
+                Keeper::Window(window) => {
+                    let mut closed = Vec::new();
+                    window.close(now, early, &mut closed);
+                    let known = |it: Option<Threshold>| it.map(Odds::From);
+                    let closed = closed.into_iter();
+                    settled.extend(closed.map(|(ticket, it)| (ticket, number, known(it))));
+                }
+                Keeper::Composite(window) => {
+                    let mut closed = Vec::new();
+                    window.close(now, early, &mut closed);
+                    let closed = closed.into_iter();
+                    settled.extend(closed.map(|(ticket, odds)| (ticket, number, odds)));
+                }
+                Keeper::Bucket(_) | Keeper::Seconds(_) => {}
+            }
+        }
+        self.settle(settled, now, answers);
+    }
+
+    /// Answers of limits reach their traces, and these go on to the next ones.
+    fn settle(&mut self, mut settled: Vec<Settled>, now: Moment, answers: &mut Vec<Answer<K>>) {
+        while let Some((ticket, limit, odds)) = settled.pop() {
+            if let Some(waiting) = &mut self.waiting[ticket as usize] {
+                waiting.answers.note(limit, odds);
+                waiting.outstanding -= 1;
+                self.go_on(ticket, now, &mut settled, answers);
             }
         }
     }
 
-    fn answered(
+    /// A trace stands before the limits that it reaches now; or it is done.
+    fn go_on(
         &mut self,
         ticket: Ticket,
-        policy: u16,
-        threshold: Option<Threshold>,
+        now: Moment,
+        settled: &mut Vec<Settled>,
         answers: &mut Vec<Answer<K>>,
     ) {
         let place = &mut self.waiting[ticket as usize];
         let Some(waiting) = place else {
             return;
         };
-        let limited = threshold.map(|threshold| Limited { threshold, policy });
-        waiting.best = waiting.best.into_iter().chain(limited).min();
-        waiting.outstanding -= 1;
+        let case = Case {
+            trace: waiting.case.trace,
+            state: &waiting.case.state,
+            spans: waiting.case.spans,
+        };
+        let open = self.program.count(case, &waiting.answers, true).open;
+        for question in open {
+            if waiting.asked.contains(&question.limit) {
+                continue;
+            }
+            waiting.asked.push(question.limit);
+            waiting.outstanding += 1;
+            let limit = &mut self.limits[usize::from(question.limit)];
+            limit.ask(&waiting.case, ticket, question, now, settled);
+        }
         if waiting.outstanding > 0 {
             return;
         }
         if let Some(to) = waiting.to {
             answers.push(Answer {
                 to,
-                limited: waiting.best,
+                answers: std::mem::take(&mut waiting.answers),
             });
         }
         *place = None;
@@ -179,5 +261,66 @@ impl<K: Copy> Limits<K> {
             self.free.clear();
             self.free.shrink_to(1024);
         }
+    }
+}
+
+impl Limit {
+    fn new(rule: &LimitRule, now: Moment) -> Self {
+        let ours = rule.compatibility == Compatibility::Tailring;
+        let keeper = match &rule.budget {
+            Budget::Spans { per_second, burst } | Budget::Bytes { per_second, burst } if ours => {
+                Keeper::Window(Window::new(*per_second, *burst, now))
+            }
+            Budget::Spans { per_second, burst } | Budget::Bytes { per_second, burst } => {
+                Keeper::Bucket(Bucket::new(*per_second, *burst, now))
+            }
+            Budget::Shared {
+                per_second,
+                of_each,
+            } if ours => Keeper::Composite(CompositeWindow::new(*per_second, of_each, now)),
+            Budget::Shared {
+                per_second,
+                of_each,
+            } => Keeper::Seconds(Seconds::new(*per_second, of_each, now)),
+        };
+        Self {
+            scope: rule.scope,
+            of_bytes: matches!(rule.budget, Budget::Bytes { .. }),
+            keeper,
+        }
+    }
+
+    fn ask(
+        &mut self,
+        case: &Complete,
+        ticket: Ticket,
+        question: Question,
+        now: Moment,
+        settled: &mut Vec<Settled>,
+    ) {
+        let number = question.limit;
+        let cost = if self.of_bytes {
+            case.state.bytes()
+        } else {
+            case.spans.into()
+        };
+        let randomness = case.state.randomness(case.trace);
+        let mut excluded = Vec::new();
+        match &mut self.keeper {
+            Keeper::Window(window) => window.ask(randomness, cost, ticket, now, &mut excluded),
+            Keeper::Composite(window) => {
+                window.ask(randomness, cost, ticket, question.subs, now, &mut excluded);
+            }
+            Keeper::Bucket(bucket) => {
+                let taken = bucket.allows(cost, now).then_some(Odds::Unknown);
+                settled.push((ticket, number, taken));
+            }
+            Keeper::Seconds(seconds) => {
+                let first = question.subs.first();
+                let taken = first.is_some_and(|(sub, _)| seconds.allows(*sub, cost, now));
+                settled.push((ticket, number, taken.then_some(Odds::Unknown)));
+            }
+        }
+        settled.extend(excluded.into_iter().map(|ticket| (ticket, number, None)));
     }
 }

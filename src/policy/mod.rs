@@ -4,25 +4,44 @@
 //! The file is a Collector `tail_sampling` block. Knows nothing of files, clocks or logs: text in,
 //! rules out; bytes and `now` in, votes out.
 
+mod attribute;
+mod balance;
 mod block;
+mod bucket;
+mod composite;
+mod conditions;
 mod entry;
 mod file;
 mod fold;
+mod hash_seed;
+mod kind;
+mod limit;
 mod limits;
 mod mistake;
+mod nested;
+pub mod ottl;
 mod pattern;
+mod program;
 mod rules;
+mod settings;
 mod tree;
+mod version;
+mod vote;
 mod window;
 
 pub use entry::POLICIES_MAX;
 pub use file::{Parsed, parse};
 pub use fold::FoldState;
-pub use limits::{Answer, Cost, Limits};
+pub use hash_seed::HashSeed;
+pub use kind::{
+    BooleanAttribute, BytesLimiting, Compatibility, Composite, CompositeSub, Latency,
+    NumericAttribute, Policy, PolicyKind, RateLimiting, Scope, Settings, SpanCount, StatusCodes,
+    Strategy, StringAttribute, Timing, TraceState, Values,
+};
+pub use limits::{Answer, Complete, Limits};
 pub use mistake::{Mistake, Notice};
 pub use pattern::Pattern;
-pub use rules::{
-    Latency, Limited, Policy, PolicyKind, RateLimiting, Rules, Scope, SpanCount, StatusCodes,
-    StringAttribute, Timing, Values, Vote,
-};
+pub use program::LimitAnswers;
+pub use rules::{FirstVote, Rules};
+pub use vote::{Odds, Said, Vote};
 pub use window::WINDOW;

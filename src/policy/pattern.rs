@@ -2,8 +2,8 @@
 //!
 //! The two agree on most of the syntax. What they read differently is rewritten: Go's `\d \w \s \b`
 //! are ASCII, `\s` is without `\v`, `\Q…\E` quotes, `\123` is octal, `{` that begins no count is
-//! itself, and inside brackets `[`, `&&`, `--` and `~~` have no meaning. Of what only Go refuses
-//! (`a**`) not all is refused here.
+//! itself, and inside brackets `[`, `&&`, `--` and `~~` have no meaning. Where Go is the stricter one
+//! (`a**`, counts of counts) so are we.
 
 use std::fmt;
 
@@ -67,42 +67,136 @@ impl fmt::Debug for Pattern {
 
 fn rewritten(pattern: &str) -> Result<String, String> {
     let mut out = String::with_capacity(pattern.len() + 16);
+    let mut repeats = Repeats::default();
     let mut rest = pattern;
     while let Some(c) = rest.chars().next() {
         match c {
-            '\\' => rest = escape(rest, &mut out)?,
-            '[' => rest = class(rest, &mut out)?,
-            '{' => rest = count(rest, &mut out)?,
+            '\\' => {
+                rest = escape(rest, &mut out)?;
+                repeats.atom();
+            }
+            '[' => {
+                rest = class(rest, &mut out)?;
+                repeats.atom();
+            }
+            '{' => {
+                let counted;
+                (counted, rest) = count(rest, &mut out)?;
+                match counted {
+                    Some(count) => rest = repeats.repeat(count, rest, &mut out)?,
+                    None => repeats.atom(),
+                }
+            }
+            '*' | '+' | '?' => {
+                out.push(c);
+                rest = repeats.repeat(1, &rest[1..], &mut out)?;
+            }
             '(' => {
-                flags(rest)?;
+                let flags = flags(rest)?;
+                out.push_str(&rest[..flags]);
+                rest = &rest[flags..];
+                repeats.open();
+            }
+            ')' => {
                 out.push(c);
                 rest = &rest[1..];
+                repeats.close();
             }
             // Not special to Go, and an error to nobody when escaped.
             '}' | ']' => {
                 out.push('\\');
                 out.push(c);
                 rest = &rest[1..];
+                repeats.atom();
             }
             _ => {
                 out.push(c);
                 rest = &rest[c.len_utf8()..];
+                repeats.atom();
             }
         }
     }
     Ok(out)
 }
 
+/// What Go refuses and the crate takes: a repetition of a repetition, unless it stands in a group,
+/// and counts that come to more than [`COUNT_MAX`] when those of groups one inside the other are
+/// multiplied.
+#[derive(Default)]
+struct Repeats {
+    /// For each group that is open, and the whole, the largest count inside.
+    open: Vec<u32>,
+    whole: u32,
+    /// That of what stands right before.
+    last: u32,
+    /// What stands right before is a repetition.
+    repeated: bool,
+}
+
+impl Repeats {
+    fn atom(&mut self) {
+        self.last = 1;
+        self.repeated = false;
+    }
+
+    fn open(&mut self) {
+        self.open.push(1);
+        self.atom();
+    }
+
+    fn close(&mut self) {
+        // One too many is for the crate to refuse.
+        let inner = self.open.pop().unwrap_or(1);
+        self.atom();
+        self.last = inner;
+        self.note(inner);
+    }
+
+    fn note(&mut self, count: u32) {
+        let around = self.open.last_mut().unwrap_or(&mut self.whole);
+        *around = count.max(*around);
+    }
+
+    /// `rest` is behind the operator; gives what is behind its `?`, too.
+    fn repeat<'a>(
+        &mut self,
+        count: u32,
+        rest: &'a str,
+        out: &mut String,
+    ) -> Result<&'a str, String> {
+        if self.repeated {
+            return Err("a repetition of a repetition; put the first one into parentheses".into());
+        }
+        let count = self.last.max(1).saturating_mul(count.max(1));
+        if count > COUNT_MAX {
+            return Err(format!(
+                "counts inside of counts come to more than {COUNT_MAX}"
+            ));
+        }
+        self.note(count);
+        self.last = count;
+        self.repeated = true;
+        Ok(match rest.strip_prefix('?') {
+            Some(rest) => {
+                out.push('?');
+                rest
+            }
+            None => rest,
+        })
+    }
+}
+
 /// The crate has flags that would change how the rest is read.
-fn flags(rest: &str) -> Result<(), String> {
+/// Gives the bytes of what opens the group, up to its flags.
+fn flags(rest: &str) -> Result<usize, String> {
     let Some(flags) = rest.strip_prefix("(?") else {
-        return Ok(());
+        return Ok(1);
     };
     if flags.starts_with("P<") || flags.starts_with('<') {
-        return Ok(());
+        return Ok(2);
     }
     match flags.chars().find(|c| !"imsU-".contains(*c)) {
-        None | Some(':' | ')') => Ok(()),
+        None | Some(':' | ')') => Ok(2),
         Some(c) => Err(format!("RE2 has nothing that begins with `(?{c}`")),
     }
 }
@@ -224,8 +318,9 @@ fn push_char(c: char, out: &mut String) {
     out.push_str(&format!("\\x{{{:X}}}", u32::from(c)));
 }
 
-/// `rest` begins with `{`: a count, or just a brace.
-fn count<'a>(rest: &'a str, out: &mut String) -> Result<&'a str, String> {
+/// `rest` begins with `{`: a count, or just a brace. Gives the highest number of the count, and what
+/// comes after.
+fn count<'a>(rest: &'a str, out: &mut String) -> Result<(Option<u32>, &'a str), String> {
     let number = |text: &str| {
         // Go takes no leading zeros here.
         let lawful = text.bytes().all(|c| c.is_ascii_digit()) && !text.is_empty();
@@ -241,14 +336,16 @@ fn count<'a>(rest: &'a str, out: &mut String) -> Result<&'a str, String> {
     });
     let Some((inside, after)) = counted else {
         out.push_str(r"\{");
-        return Ok(&rest[1..]);
+        return Ok((None, &rest[1..]));
     };
-    let within = |text: &str| text.is_empty() || text.parse().is_ok_and(|it: u32| it <= COUNT_MAX);
-    if !inside.split(',').all(within) {
+    let counts = inside.split(',').filter(|text| !text.is_empty());
+    // What does not fit is beyond the limit, too.
+    let highest = counts.map(|text| text.parse().unwrap_or(u32::MAX)).max();
+    if highest.is_some_and(|highest| highest > COUNT_MAX) {
         return Err(format!("`{{{inside}}}` counts beyond {COUNT_MAX}"));
     }
     out.push_str(&format!("{{{inside}}}"));
-    Ok(after)
+    Ok((highest, after))
 }
 
 /// `rest` begins with `[`. Written anew with every character as a number.
@@ -376,6 +473,11 @@ mod tests {
             ("(?P<name>a)(?<other>b)", "ab", true),
             (r"\.\-\/", ".-/", true),
             ("acme|umbrella", "the acme corp", true),
+            ("^(a*)*$", "aa", true),
+            ("^a*?b+?c??$", "aab", true),
+            ("^(?:a{10}){100}$", "a", false),
+            ("^(?P<n>a)?(?i:b)+$", "aBb", true),
+            ("(?i)A|b*", "", true),
         ];
         for (pattern, value, expected) in rows {
             let compiled = Pattern::new(pattern);
@@ -415,8 +517,28 @@ mod tests {
                 "look-around, including look-ahead and look-behind, is not supported",
             ),
             (
-                r"\pL{1000}{1000}",
+                r"(\pL{999}){1}(\pL{999}){1}(\pL{999}){1}(\pL{999}){1}",
                 "it takes more than 10 MiB when compiled",
+            ),
+            (
+                "a**",
+                "a repetition of a repetition; put the first one into parentheses",
+            ),
+            (
+                "a++",
+                "a repetition of a repetition; put the first one into parentheses",
+            ),
+            (
+                "a*??",
+                "a repetition of a repetition; put the first one into parentheses",
+            ),
+            (
+                r"\pL{10}{10}",
+                "a repetition of a repetition; put the first one into parentheses",
+            ),
+            (
+                "((a{100})*b){11}",
+                "counts inside of counts come to more than 1000",
             ),
         ] {
             assert_eq!(Pattern::new(pattern).unwrap_err(), why, "{pattern}");

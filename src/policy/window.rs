@@ -12,11 +12,10 @@ use std::collections::BinaryHeap;
 use std::time::Duration;
 
 use crate::model::{Moment, Randomness, Threshold};
+use crate::policy::balance::Balance;
 
 /// How long a window gathers candidates.
 pub const WINDOW: Duration = Duration::from_secs(1);
-/// What rounding may cost when the end of a debt is foretold.
-const SLACK: Duration = Duration::from_micros(1);
 
 /// Who asked; whoever asked knows what it means.
 pub(super) type Ticket = u32;
@@ -24,13 +23,7 @@ pub(super) type Ticket = u32;
 /// See the module.
 #[derive(Debug, Clone)]
 pub(super) struct Window {
-    rate_per_second: f64,
-    /// The part of the rate that is ours, 0 to 1. The burst is not divided.
-    share: f64,
-    burst: f64,
-    /// Below zero is debt. True at `settled`.
-    balance: f64,
-    settled: Moment,
+    balance: Balance,
     opened: Option<Moment>,
     /// Lowest randomness on top.
     candidates: BinaryHeap<Reverse<Candidate>>,
@@ -51,11 +44,7 @@ impl Window {
     /// The balance begins full.
     pub(super) fn new(rate_per_second: u64, burst: u64, now: Moment) -> Self {
         Self {
-            rate_per_second: rate_per_second as f64,
-            share: 1.0,
-            burst: burst as f64,
-            balance: burst as f64,
-            settled: now,
+            balance: Balance::new(rate_per_second, burst, now),
             opened: None,
             candidates: BinaryHeap::new(),
             cost: 0,
@@ -64,8 +53,7 @@ impl Window {
     }
 
     pub(super) fn set_share(&mut self, share: f64, now: Moment) {
-        self.settle(now);
-        self.share = share.clamp(0.0, 1.0);
+        self.balance.set_share(share, now);
     }
 
     /// One more candidate; opens a window if none is open. Those that cannot be taken any more,
@@ -91,7 +79,7 @@ impl Window {
         // When the window closes the balance is the burst at most; it is used up before the lowest
         // has its turn if those above it cost as much.
         while let Some(Reverse(lowest)) = self.candidates.peek().copied()
-            && self.cost - lowest.cost >= self.burst as u64
+            && self.cost - lowest.cost >= self.balance.burst() as u64
         {
             self.candidates.pop();
             self.cost -= lowest.cost;
@@ -102,14 +90,7 @@ impl Window {
 
     /// When [`Window::close`] has something to do. Moves only when a share is set.
     pub(super) fn closes_at(&self) -> Option<Moment> {
-        let end = self.opened? + WINDOW;
-        let rate = self.rate_per_second * self.share;
-        if self.balance_at(end) > 0.0 || rate <= 0.0 {
-            return Some(end);
-        }
-        // A debt of ages is as good as one of a year.
-        let seconds = (-self.balance / rate).min(31_536_000.0);
-        Some(self.settled + Duration::from_secs_f64(seconds) + SLACK)
+        Some(self.balance.positive_from(self.opened? + WINDOW))
     }
 
     /// Closes the window if its time has come, or (`early`) if its balance allows it now.
@@ -122,9 +103,9 @@ impl Window {
         answers: &mut Vec<(Ticket, Option<Threshold>)>,
     ) {
         let due = self.closes_at().is_some_and(|at| at <= now);
-        self.settle(now);
+        let balance = self.balance.settle(now);
         // With a rate of nothing there is no end of debt to wait for.
-        let solvent = self.balance > 0.0 || self.rate_per_second * self.share <= 0.0;
+        let solvent = balance > 0.0 || self.balance.earns_nothing();
         if self.opened.is_none() || !solvent || !(due || early) {
             return;
         }
@@ -135,7 +116,7 @@ impl Window {
             .map(|Reverse(candidate)| candidate)
             .collect();
         candidates.sort_unstable_by(|left, right| right.cmp(left));
-        let mut left = self.balance;
+        let mut left = balance;
         let mut first_excluded = self.excluded.take();
         for candidate in &candidates {
             if left <= 0.0 {
@@ -153,7 +134,7 @@ impl Window {
             // Of equals at the boundary none is taken: the threshold could not tell them apart.
             let taken = threshold.filter(|threshold| threshold.admits(candidate.randomness));
             if taken.is_some() {
-                self.balance -= candidate.cost as f64;
+                self.balance.spend(candidate.cost as f64);
             }
             answers.push((candidate.ticket, taken));
         }
@@ -162,16 +143,6 @@ impl Window {
     #[cfg(test)]
     fn held(&self) -> usize {
         self.candidates.len()
-    }
-
-    fn balance_at(&self, at: Moment) -> f64 {
-        let earned = at.since(self.settled).as_secs_f64() * self.rate_per_second * self.share;
-        (self.balance + earned).min(self.burst)
-    }
-
-    fn settle(&mut self, now: Moment) {
-        self.balance = self.balance_at(now);
-        self.settled = self.settled.max(now);
     }
 }
 
@@ -182,6 +153,7 @@ mod tests {
     use rand::{Rng as _, SeedableRng as _};
 
     use super::*;
+    use crate::policy::balance::SLACK;
 
     const RANGE: u64 = 1 << 56;
 
@@ -269,7 +241,11 @@ mod tests {
         }
         let (_, answers) = closed(&mut window);
         assert!(answers.iter().all(|(_, taken)| taken.is_none()));
-        assert_eq!(window.balance, 10.0, "who is not taken is not charged");
+        assert_eq!(
+            window.balance.settle(at(3_000)),
+            10.0,
+            "who is not taken is not charged"
+        );
     }
 
     #[test]

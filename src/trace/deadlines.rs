@@ -20,6 +20,8 @@ pub enum DecideReason {
     TraceBound,
     /// Memory or the log was full, and `--on-pressure decide` says that traces make room then.
     Pressure,
+    /// A fragment was enough (`sampling_strategy: span-ingest`).
+    SpanIngest,
 }
 
 /// The traces of a shard by the moment at which to look at them again.
@@ -39,12 +41,13 @@ pub struct Deadlines {
 }
 
 impl DecideReason {
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::DecisionWait,
         Self::QuietPeriod,
         Self::AfterRoot,
         Self::TraceBound,
         Self::Pressure,
+        Self::SpanIngest,
     ];
 
     pub fn label(self) -> &'static str {
@@ -54,6 +57,7 @@ impl DecideReason {
             Self::AfterRoot => "after_root",
             Self::TraceBound => "trace_bound",
             Self::Pressure => "pressure",
+            Self::SpanIngest => "span_ingest",
         }
     }
 }

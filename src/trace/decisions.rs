@@ -267,7 +267,7 @@ mod tests {
             trace: TraceId::new(id).unwrap(),
             verdict: Verdict::Keep,
             id: VerdictId(n),
-            threshold: Threshold::ALWAYS,
+            threshold: Some(Threshold::ALWAYS),
             policy: None,
             rules_version: 1,
             decided_at: at,

@@ -14,6 +14,7 @@ pub struct Wanted {
     pub times: bool,
     pub status: bool,
     pub trace_state: bool,
+    pub flags: bool,
 }
 
 /// What was read. A field that is absent, or was not wanted, has protobuf's default.
@@ -23,6 +24,17 @@ pub struct SpanFields<'a> {
     pub end_unix_nanos: u64,
     pub status_code: i32,
     pub trace_state: &'a [u8],
+    pub flags: u32,
+}
+
+/// The value of an attribute, as far as anybody asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scalar<'a> {
+    String(&'a [u8]),
+    Bool(bool),
+    Int(i64),
+    /// Nothing, a double, bytes, a list or a map.
+    Other,
 }
 
 /// Which attributes are worth a look: a filter over the lengths and the first bytes of the keys
@@ -107,6 +119,7 @@ fn span_fields<'a>(
             0x39 => fields.start_unix_nanos = u64::from_le_bytes(*cursor.fixed()?),
             0x41 => fields.end_unix_nanos = u64::from_le_bytes(*cursor.fixed()?),
             0x1A if wanted.trace_state => fields.trace_state = cursor.body()?,
+            0x85 if wanted.flags => fields.flags = u32::from_le_bytes(*cursor.fixed()?),
             0x7A if wanted.status => {
                 let status = cursor.body()?;
                 if !status.is_empty() {
@@ -169,7 +182,7 @@ fn resource_attributes<'a>(
 }
 
 #[inline(always)]
-fn attribute_of<'a>(
+pub(super) fn attribute_of<'a>(
     attribute: &'a [u8],
     keys: &KeyFilter,
     on_attribute: &mut impl FnMut(&'a [u8], &'a [u8]),
@@ -209,12 +222,20 @@ fn key_of(attribute: &[u8]) -> Result<&[u8], Broken> {
 /// The value of a KeyValue if it is a string. Anything else is empty, as the Collector's typed
 /// getter has it.
 pub fn string_value(attribute: &[u8]) -> &[u8] {
-    string_in(attribute).unwrap_or_default()
+    match scalar_value(attribute) {
+        Scalar::String(string) => string,
+        _ => &[],
+    }
 }
 
-fn string_in(attribute: &[u8]) -> Result<&[u8], Broken> {
+/// The value of a KeyValue.
+pub fn scalar_value(attribute: &[u8]) -> Scalar<'_> {
+    scalar_in(attribute).unwrap_or(Scalar::Other)
+}
+
+fn scalar_in(attribute: &[u8]) -> Result<Scalar<'_>, Broken> {
     let mut cursor = Cursor::new(attribute);
-    let mut string: &[u8] = &[];
+    let mut scalar = Scalar::Other;
     while let Some(tag) = cursor.tag()? {
         if tag != 0x12 {
             cursor.skip(tag, 0)?;
@@ -223,17 +244,19 @@ fn string_in(attribute: &[u8]) -> Result<&[u8], Broken> {
         let mut value = Cursor::new(cursor.body()?);
         while let Some(tag) = value.tag()? {
             match tag {
-                0x0A => string = value.body()?,
-                // One of the others of the oneof: it is no string any more.
+                0x0A => scalar = Scalar::String(value.body()?),
+                0x10 => scalar = Scalar::Bool(value.varint()? != 0),
+                0x18 => scalar = Scalar::Int(value.varint()? as i64),
+                // One of the others of the oneof: it is none of these any more.
                 _ if (2..=8).contains(&(tag >> 3)) => {
-                    string = &[];
+                    scalar = Scalar::Other;
                     value.skip(tag, 0)?;
                 }
                 _ => value.skip(tag, 0)?,
             }
         }
     }
-    Ok(string)
+    Ok(scalar)
 }
 
 /// The randomness that a span states itself: `rv` in the `ot` member of its trace state. What is

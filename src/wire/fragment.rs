@@ -339,9 +339,19 @@ impl<'a> FragmentView<'a> {
     fn resource_spans_len(&self) -> usize {
         let scopes = self
             .scopes()
-            .map(|scope| field_len(scope.header.len() + scope.spans_len));
-        self.resource().len() + scopes.sum::<usize>()
+            .map(|scope| scope.header.len() + scope.spans_len);
+        resource_spans_len(self.resource().len(), scopes)
     }
+}
+
+/// [`FragmentView::request_len`] of a fragment that was read back: the length of its resource's
+/// header, and for each of its scopes those of the header and of the spans together.
+pub fn request_len(resource_header: usize, scopes: impl Iterator<Item = usize>) -> usize {
+    field_len(resource_spans_len(resource_header, scopes))
+}
+
+fn resource_spans_len(resource_header: usize, scopes: impl Iterator<Item = usize>) -> usize {
+    resource_header + scopes.map(field_len).sum::<usize>()
 }
 
 impl<'a> HeaderView<'a> {

@@ -17,12 +17,15 @@
 //! Source of the format: opentelemetry-proto v1.11.0 trace.proto and protobuf's encoding rules.
 //! This folder knows nothing of sockets, files, owners or policies.
 
+mod any_value;
 mod assemble;
 mod check;
 mod extract;
 mod field;
 mod fragment;
 mod json;
+mod member;
+mod record;
 mod reject;
 mod scan;
 mod section;
@@ -32,12 +35,22 @@ mod tracestate;
 mod weight;
 mod writing;
 
+pub use any_value::{
+    AnyValue, LIST_TAG, any_value, attribute_value, elements, key_values, write_any_value,
+    write_entry, write_entry_bytes,
+};
 pub use assemble::BatchBuilder;
 pub use extract::{
-    KeyFilter, SpanFields, Wanted, read_resource, read_span, stated_randomness, string_value,
+    KeyFilter, Scalar, SpanFields, Wanted, read_resource, read_span, scalar_value,
+    stated_randomness, string_value,
 };
-pub use fragment::{Fragment, FragmentView, Fragments, HeaderView, ScopeView};
+pub use fragment::{Fragment, FragmentView, Fragments, HeaderView, ScopeView, request_len};
 pub use json::{JsonError, json_to_protobuf, protobuf_bytes_max};
+pub use member::{is_member_key, is_member_value, member_value};
+pub use record::{
+    EVENT_ATTRIBUTES, EventRecord, RESOURCE_ATTRIBUTES, ResourceRecord, SCOPE_ATTRIBUTES,
+    SPAN_ATTRIBUTES, ScopeRecord, SpanRecord, read_attributes,
+};
 pub use reject::{RejectReason, Rejection, Rejections};
 pub use scan::{Scan, ScanError, ScanLimits, SpanEntry};
 pub use section::{leading_span_id, span_id_of, spans_in};

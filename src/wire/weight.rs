@@ -24,6 +24,8 @@ use crate::wire::writing::Writing;
 /// Why a span goes out with no `th` of ours. Also a metric label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Unwritten {
+    /// Nobody can say how likely the trace was to be kept; a `th` from before was erased.
+    ProbabilityUnknown,
     /// It came with no `th`, and what comes without is not known to be unsampled.
     UpstreamUnknown,
     /// Its `th`, or the `ot` around it, is not what the specification says; `th` was erased.
@@ -36,7 +38,8 @@ pub enum Unwritten {
 }
 
 impl Unwritten {
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
+        Self::ProbabilityUnknown,
         Self::UpstreamUnknown,
         Self::Malformed,
         Self::Inconsistent,
@@ -45,6 +48,7 @@ impl Unwritten {
 
     pub fn label(self) -> &'static str {
         match self {
+            Self::ProbabilityUnknown => "probability_unknown",
             Self::UpstreamUnknown => "upstream_unknown",
             Self::Malformed => "malformed",
             Self::Inconsistent => "inconsistent",
@@ -72,7 +76,7 @@ impl UnwrittenSpans {
 /// What is written into the spans of one trace. Small; made once a trace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Weight {
-    threshold: Threshold,
+    threshold: Option<Threshold>,
     /// Of spans without `rv`.
     randomness: Randomness,
     assume_unsampled_upstream: bool,
@@ -123,24 +127,24 @@ struct Rewritten<'s> {
 }
 
 impl Weight {
-    /// `randomness` is that of the trace ID. With `assume_unsampled_upstream` a span without `th`
+    /// Without a threshold every `th` is erased: whatever it was, it is not true of what is kept
+    /// now. `randomness` is that of the trace ID. With `assume_unsampled_upstream` a span without `th`
     /// is one that was certain to come; without, nobody knows.
     pub fn new(
-        threshold: Threshold,
+        threshold: Option<Threshold>,
         randomness: Randomness,
         assume_unsampled_upstream: bool,
     ) -> Self {
-        let th = ThText::of(threshold);
+        let th = ThText::of(threshold.unwrap_or(Threshold::ALWAYS));
         let mut appended = [0; APPENDED_MAX];
         let text_len = 3 + th.as_bytes().len();
         appended[..5].copy_from_slice(&[TRACE_STATE, text_len as u8, b'o', b't', b'=']);
         appended[5..][..th.as_bytes().len()].copy_from_slice(th.as_bytes());
-        let not_appended = if !assume_unsampled_upstream {
-            Some(Unwritten::UpstreamUnknown)
-        } else if !threshold.admits(randomness) {
-            Some(Unwritten::Inconsistent)
-        } else {
-            None
+        let not_appended = match threshold {
+            None => Some(Unwritten::ProbabilityUnknown),
+            Some(_) if !assume_unsampled_upstream => Some(Unwritten::UpstreamUnknown),
+            Some(threshold) if !threshold.admits(randomness) => Some(Unwritten::Inconsistent),
+            Some(_) => None,
         };
         Self {
             threshold,
@@ -260,17 +264,20 @@ impl Weight {
             };
             (edit, Some(reason))
         };
+        let Some(threshold) = self.threshold else {
+            return erase(Unwritten::ProbabilityUnknown);
+        };
         let before = match sampling.threshold {
             Incoming::Malformed => return erase(Unwritten::Malformed),
-            Incoming::Known(threshold) => threshold,
+            Incoming::Known(before) => before,
             Incoming::Absent if self.assume_unsampled_upstream => Threshold::ALWAYS,
             Incoming::Absent => return (Edit::None, Some(Unwritten::UpstreamUnknown)),
         };
         let randomness = sampling.randomness.unwrap_or(self.randomness);
-        if !before.max(self.threshold).admits(randomness) {
+        if !before.max(threshold).admits(randomness) {
             return erase(Unwritten::Inconsistent);
         }
-        if sampling.has_th && before >= self.threshold {
+        if sampling.has_th && before >= threshold {
             return (Edit::None, None);
         }
         let rewritten = self.rewritten(found, true);

@@ -130,7 +130,7 @@ mod tests {
                     trace: TraceId::new([1; 16]).unwrap(),
                     verdict: Verdict::Keep,
                     id: VerdictId(1),
-                    threshold: Threshold::ALWAYS,
+                    threshold: Some(Threshold::ALWAYS),
                     policy: None,
                     rules_version: 1,
                     decided_at: Moment::ZERO,

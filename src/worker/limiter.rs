@@ -13,7 +13,7 @@ use crossbeam_channel::{
 use tokio::sync::oneshot;
 
 use crate::model::{SteadyClock, TraceId};
-use crate::policy::{Answer, Limited, Limits, Rules};
+use crate::policy::{Answer, LimitAnswers, Limits, Rules};
 use crate::worker::shard::Ask;
 use crate::worker::shard_thread::ShardHandle;
 
@@ -153,10 +153,9 @@ impl Running {
     }
 
     fn ask(&mut self, (shard, ask): (u16, Ask)) {
-        let to = ask.waits.then_some((shard, ask.trace));
+        let to = ask.waits.then_some((shard, ask.of.trace));
         let now = self.clock.now();
-        self.limits
-            .ask(ask.randomness, ask.cost, to, now, &mut self.answers);
+        self.limits.ask(ask.of, to, now, &mut self.answers);
     }
 
     fn control(&mut self, control: Control) {
@@ -173,11 +172,10 @@ impl Running {
     }
 
     fn answer(&mut self) {
-        let mut for_shards: Vec<Vec<(TraceId, Option<Limited>)>> =
-            vec![Vec::new(); self.shards.len()];
+        let mut for_shards: Vec<Vec<(TraceId, LimitAnswers)>> = vec![Vec::new(); self.shards.len()];
         for answer in self.answers.drain(..) {
             let (shard, trace) = answer.to;
-            for_shards[usize::from(shard)].push((trace, answer.limited));
+            for_shards[usize::from(shard)].push((trace, answer.answers));
         }
         for (shard, answers) in self.shards.iter().zip(for_shards) {
             if !answers.is_empty() {

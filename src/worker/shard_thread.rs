@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use crate::log::{Disk, Volume};
 use crate::model::{Moment, SteadyClock, TraceId};
 use crate::net::admission::Permit;
-use crate::policy::Limited;
+use crate::policy::LimitAnswers;
 use crate::worker::disk::{self, AckLevel, DiskBatch, DiskDone};
 use crate::worker::ingest::Incoming;
 use crate::worker::limiter::Asking;
@@ -59,7 +59,7 @@ enum Control {
     Exported(ExportWork),
     PutBack(ExportWork),
     Deciding(bool),
-    Limited(Vec<(TraceId, Option<Limited>)>),
+    Limited(Vec<(TraceId, LimitAnswers)>),
     AwaitingExport(oneshot::Sender<usize>),
     StopExports,
     Stop(oneshot::Sender<()>),
@@ -133,7 +133,7 @@ impl ShardHandle {
     }
 
     /// What the limits said to traces that asked.
-    pub(crate) fn answer_limits(&self, answers: Vec<(TraceId, Option<Limited>)>) {
+    pub(crate) fn answer_limits(&self, answers: Vec<(TraceId, LimitAnswers)>) {
         self.control.send(Control::Limited(answers)).ok();
     }
 
@@ -409,8 +409,8 @@ impl Running {
             Control::PutBack(work) => self.shard.put_back(work, now),
             Control::Deciding(deciding) => self.shard.set_deciding(deciding),
             Control::Limited(answers) => {
-                for (trace, limited) in answers {
-                    self.shard.answered(trace, limited, now);
+                for (trace, answers) in answers {
+                    self.shard.answered(trace, &answers, now);
                 }
             }
             Control::AwaitingExport(reply) => {

@@ -174,7 +174,7 @@ impl Worker {
                     clock,
                     metrics: metrics.clone(),
                     dedup_seed: secret,
-                    assume_unsampled_upstream: rules.assume_unsampled_upstream,
+                    assume_unsampled_upstream: rules.settings.assume_unsampled_upstream,
                     buffers: messages.clone(),
                     memory: memory.clone(),
                 }

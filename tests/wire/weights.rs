@@ -13,7 +13,11 @@ use crate::{noise, oracle};
 
 /// A weight that changes no span that nobody sampled before.
 pub(crate) fn none() -> Weight {
-    Weight::new(Threshold::ALWAYS, Randomness::from_bits(0).unwrap(), false)
+    Weight::new(
+        Some(Threshold::ALWAYS),
+        Randomness::from_bits(0).unwrap(),
+        false,
+    )
 }
 
 /// What a trace was kept with.
@@ -33,7 +37,7 @@ impl Kept {
     fn weight(&self) -> Weight {
         let trace = TraceId::new(self.trace).unwrap();
         Weight::new(
-            Threshold::from_bits(self.threshold).unwrap(),
+            Some(Threshold::from_bits(self.threshold).unwrap()),
             Randomness::of(trace),
             self.assume,
         )
@@ -411,6 +415,44 @@ fn the_larger_threshold_wins_and_a_wrong_one_is_erased() {
     for (threshold, state, expect) in rows {
         assert_eq!(edited(threshold, true, state), expect, "{state}");
     }
+}
+
+#[test]
+fn odds_that_nobody_knows_erase_every_threshold_and_nothing_else() {
+    let weight = Weight::new(None, Randomness::from_bits(1 << 55).unwrap(), true);
+    let rows = [
+        ("", ""),
+        ("ot=th:8", ""),
+        (
+            "a=1,ot=th:8;rv:c0000000000000;x:1",
+            "ot=rv:c0000000000000;x:1,a=1",
+        ),
+        ("ot=rv:c0000000000000", "ot=rv:c0000000000000"),
+        ("a=1", "a=1"),
+        ("ot=th:wrong", ""),
+    ];
+    let spans: Vec<Vec<u8>> = rows
+        .iter()
+        .map(|(state, _)| {
+            let span = Span {
+                trace_id: vec![1; 16],
+                span_id: vec![2; 8],
+                trace_state: (*state).to_owned(),
+                ..Span::default()
+            };
+            span.encode_to_vec()
+        })
+        .collect();
+    let (out, builder) = batch(&section_of(&spans), &weight);
+    let found = oracle::spans(&out);
+    for (span, (state, expected)) in found.iter().zip(rows) {
+        let span = Span::decode(&span.span[..]).unwrap();
+        assert_eq!(span.trace_state, expected, "{state}");
+    }
+    assert_eq!(
+        builder.unwritten().of(Unwritten::ProbabilityUnknown),
+        rows.len() as u32
+    );
 }
 
 #[test]

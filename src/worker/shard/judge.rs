@@ -6,17 +6,15 @@
 //! for certain only tells the limits what it costs.
 
 use super::{Shard, Unwritten, by_segment};
-use crate::model::{Decision, Moment, Randomness, SegmentId, TraceId, Verdict, VerdictId};
-use crate::policy::{Cost, Limited, Vote};
+use crate::model::{Decision, Moment, SegmentId, TraceId, Verdict, VerdictId};
+use crate::policy::{Complete, LimitAnswers, Vote};
 use crate::trace::{DecideReason, Stage, TraceEntry};
 use crate::worker::shard::Retained;
 
 /// A trace that is complete asks the limits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ask {
-    pub trace: TraceId,
-    pub randomness: Randomness,
-    pub cost: Cost,
+    pub of: Complete,
     /// Whether the trace waits for the answer; else it is only charged.
     pub waits: bool,
 }
@@ -51,14 +49,17 @@ impl Shard {
         let Some(entry) = self.index.get_mut(trace) else {
             return;
         };
-        let vote = self.rules.vote(trace, &entry.state, entry.spans, None);
-        let waits = self.rules.has_limits() && !vote.is_certain();
-        if self.rules.has_limits() && !entry.is_asking && (waits || self.asks.len() < CHARGES_MAX) {
+        let first = self.rules.first_vote(trace, &entry.state, entry.spans);
+        let vote = first.vote;
+        let waits = first.asks && !vote.is_certain();
+        if first.asks && !entry.is_asking && (waits || self.asks.len() < CHARGES_MAX) {
             entry.is_asking = true;
             self.asks.push_back(Ask {
-                trace,
-                randomness: self.rules.randomness(trace, &entry.state),
-                cost: Cost { spans: entry.spans },
+                of: Complete {
+                    trace,
+                    state: entry.state.clone(),
+                    spans: entry.spans,
+                },
                 waits,
             });
         }
@@ -78,7 +79,7 @@ impl Shard {
     }
 
     /// What the limits said to a trace that waits.
-    pub fn answered(&mut self, trace: TraceId, limited: Option<Limited>, now: Moment) {
+    pub fn answered(&mut self, trace: TraceId, answers: &LimitAnswers, now: Moment) {
         let Some(entry) = self.index.get_mut(trace) else {
             return;
         };
@@ -91,7 +92,7 @@ impl Shard {
             self.deadlines.push(now, trace);
             return;
         }
-        let vote = self.rules.vote(trace, &entry.state, entry.spans, limited);
+        let vote = self.rules.vote(trace, &entry.state, entry.spans, answers);
         self.decide(trace, vote, now);
     }
 
@@ -99,6 +100,7 @@ impl Shard {
         // A trace that grew to its bound while nothing was decided is due at once.
         if entry.spans >= self.config.trace_spans_max
             || entry.span_bytes >= self.config.trace_bytes_max
+            || self.rules.is_too_large(&entry.state)
         {
             return (entry.last_seen, DecideReason::TraceBound);
         }
@@ -106,13 +108,23 @@ impl Shard {
     }
 
     fn decide(&mut self, trace: TraceId, vote: Vote, now: Moment) {
-        let Some(entry) = self.index.get(trace) else {
-            return;
-        };
-        let (at, reason) = match self.due(entry) {
-            (at, _) if entry.is_early && at > now => (now, DecideReason::Pressure),
-            due => due,
-        };
+        if let Some(entry) = self.index.get(trace) {
+            let due = match self.due(entry) {
+                (at, _) if entry.is_early && at > now => (now, DecideReason::Pressure),
+                due => due,
+            };
+            self.decide_because(trace, vote, due, now);
+        }
+    }
+
+    /// `due`: when and why.
+    pub(super) fn decide_because(
+        &mut self,
+        trace: TraceId,
+        vote: Vote,
+        (at, reason): (Moment, DecideReason),
+        now: Moment,
+    ) {
         self.metrics
             .decision_lag_seconds
             .observe(now.since(at).as_secs_f64());

@@ -23,8 +23,8 @@ use std::time::Duration;
 
 use crate::log::{PlantedBug, Space, Writer};
 use crate::model::{Decision, Extent, FragmentHash, Moment, SegmentId, TraceId, Verdict};
-use crate::policy::Rules;
-use crate::trace::{Deadlines, DecisionMemory, Decisions, FragmentRef, Index, Stage};
+use crate::policy::{Rules, Strategy};
+use crate::trace::{Deadlines, DecideReason, DecisionMemory, Decisions, FragmentRef, Index, Stage};
 use crate::worker::ingest::Incoming;
 use crate::worker::metrics::{KeptByPolicy, SpanFate, WorkerMetrics};
 
@@ -353,11 +353,17 @@ impl Shard {
             entry.root_seen = Some(now);
         }
         let undecided = entry.stage == Stage::Undecided;
-        if undecided {
-            self.rules.fold(&mut entry.state, &view);
+        let mut at_once = None;
+        if undecided && self.rules.settings.strategy == Strategy::SpanIngest {
+            at_once = self
+                .rules
+                .vote_at_ingest(trace, &mut entry.state, entry.spans, &view, now);
+        } else if undecided {
+            self.rules.fold(&mut entry.state, &view, now);
         }
         let full = entry.spans >= self.config.trace_spans_max
-            || entry.span_bytes >= self.config.trace_bytes_max;
+            || entry.span_bytes >= self.config.trace_bytes_max
+            || self.rules.is_too_large(&entry.state);
         let deadline = entry.deadline(&self.rules.timing).0;
         self.note_unwritten(record);
         self.index.count_fragment();
@@ -366,7 +372,9 @@ impl Shard {
             return;
         }
         self.index.count_spans(fragment.spans);
-        if full && self.deciding {
+        if let Some(vote) = at_once.filter(|_| self.deciding) {
+            self.decide_because(trace, vote, (now, DecideReason::SpanIngest), now);
+        } else if full && self.deciding {
             self.judge(trace, now);
         } else if begun || root_arrived {
             self.deadlines.push(deadline, trace);

@@ -41,6 +41,12 @@ impl Shard {
                     }
                     None => Stage::Undecided,
                 };
+                if self.index.get(trace).is_some_and(|held| held.holds(hash)) {
+                    // A batch failed behind its first writes, and the client brought the fragment again.
+                    // Two copies could be exported in two messages.
+                    self.release(&[(extent.segment, 1)]);
+                    return;
+                }
                 let (entry, _) = self.index.begin(trace, arrival, stage, &self.rules);
                 if entry.decision.is_none() {
                     // At once: before `recovered` the decision may be forgotten for want of room.
@@ -160,7 +166,11 @@ impl Shard {
             self.rules.fold_stored(
                 &mut entry.state,
                 &fragment.resource_header,
-                fragment.scopes.iter().map(|scope| &scope.spans[..]),
+                fragment
+                    .scopes
+                    .iter()
+                    .map(|scope| (&scope.header[..], &scope.spans[..])),
+                fragment.arrival,
             );
         }
     }

@@ -210,15 +210,15 @@ impl Bench {
     fn ask_limits(&mut self, now: Moment) {
         let mut answers = Vec::new();
         while let Some(ask) = self.shard.next_ask() {
-            let to = ask.waits.then_some(ask.trace);
+            let to = ask.waits.then_some(ask.of.trace);
             let limits = self.limits.as_mut().expect("who asks has limits");
-            limits.ask(ask.randomness, ask.cost, to, now, &mut answers);
+            limits.ask(ask.of, to, now, &mut answers);
         }
         if let Some(limits) = &mut self.limits {
             limits.close(now, &mut answers);
         }
         for answer in answers {
-            self.shard.answered(answer.to, answer.limited, now);
+            self.shard.answered(answer.to, &answer.answers, now);
         }
     }
 

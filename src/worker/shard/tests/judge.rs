@@ -137,7 +137,7 @@ policies:
         span(4, 0, 0, |_| {}),
         span(5, 0, 0, |span| span.trace_state = HIGH.into()),
         span(6, 0, 0, |span| span.end_time_unix_nano = START + 2_000_000),
-        span(6, 1, 0, |_| {}),
+        span(6, 1, 0, |span| span.end_time_unix_nano = START + 3_000_000),
     ];
     for incoming in &rows {
         bench.append(incoming, at(0)).unwrap();
@@ -171,7 +171,7 @@ fn a_limit_decides_in_its_window_and_its_threshold_is_in_the_log() {
     assert_eq!(bench.decision(2), None);
     bench.tick(at(11));
     assert_eq!(bench.kept_by(2), Some("cap"));
-    let below = Threshold::from_bits(0x0007_0707_0707_0708);
+    let below = Some(Threshold::from_bits(0x0007_0707_0707_0708));
     assert_eq!(bench.decision(2).map(|it| it.threshold), below);
     let bench = bench.restart(file(CAP), at(12));
     assert_eq!(bench.decision(2).map(|it| it.threshold), below);
@@ -250,4 +250,119 @@ fn an_answer_to_a_shard_that_does_not_decide_is_asked_for_again() {
     bench.tick(at(20));
     bench.tick(at(21));
     assert_eq!(bench.kept_by(1), Some("cap"));
+}
+
+#[test]
+fn a_trace_that_grows_too_large_is_dropped_at_once_also_in_the_next_life() {
+    let rules = file(
+        "decision_wait: 10s
+maximum_trace_size_bytes: 200
+policies: [{name: everything, type: always_sample}]
+",
+    );
+    // About 90 bytes each.
+    let mut bench = Bench::new(rules.clone());
+    bench.append(&span(1, 0, 0, |_| {}), at(0)).unwrap();
+    bench.append(&span(1, 1, 0, |_| {}), at(0)).unwrap();
+    bench.append(&span(2, 0, 0, |_| {}), at(0)).unwrap();
+    bench.append(&span(2, 1, 0, |_| {}), at(0)).unwrap();
+    assert_eq!(bench.decision(2), None);
+    bench.append(&span(2, 2, 0, |_| {}), at(1)).unwrap();
+    assert_eq!(bench.kept_by(2), None);
+    bench.write();
+    let mut bench = bench.restart(rules, at(2));
+    assert_eq!(bench.decision(1), None);
+    bench.append(&span(1, 2, 0, |_| {}), at(3)).unwrap();
+    assert_eq!(bench.kept_by(1), None);
+    bench.append(&span(3, 0, 0, |_| {}), at(3)).unwrap();
+    bench.tick(at(13));
+    assert_eq!(bench.kept_by(3), Some("everything"));
+}
+
+#[test]
+fn with_span_ingest_a_fragment_decides_and_the_wait_drops() {
+    let rules = file(
+        "decision_wait: 10s
+sampling_strategy: span-ingest
+policies:
+- {name: errors, type: status_code, status_code: {status_codes: [ERROR]}}
+- {name: three, type: span_count, span_count: {min_spans: 3}}
+- {name: slow, type: latency, latency: {threshold_ms: 3000}}
+",
+    );
+    let mut bench = Bench::new(rules);
+    bench.append(&span(1, 0, 0, |_| {}), at(0)).unwrap();
+    bench.append(&span(1, 1, 0, failed), at(1)).unwrap();
+    assert_eq!(bench.kept_by(1), Some("errors"));
+    // What came before goes out, too, and so does what comes behind.
+    bench.append(&span(1, 2, 0, |_| {}), at(2)).unwrap();
+    bench.write();
+    assert_eq!(bench.export(at(2))[&trace(1)].1.len(), 3);
+    // Spans are counted over all of them; times are those of a fragment alone.
+    bench.append(&span(2, 0, 0, |_| {}), at(0)).unwrap();
+    bench.append(&span(2, 1, 9, |_| {}), at(1)).unwrap();
+    assert_eq!(bench.decision(2), None);
+    bench.append(&span(3, 0, 0, |_| {}), at(1)).unwrap();
+    bench.append(&span(2, 2, 0, |_| {}), at(2)).unwrap();
+    assert_eq!(bench.kept_by(2), Some("three"));
+    bench.tick(at(11));
+    assert_eq!(bench.kept_by(3), None);
+}
+
+#[test]
+fn with_span_ingest_nothing_is_kept_while_a_span_may_come_that_drops() {
+    let mut bench = Bench::new(file(
+        "sampling_strategy: span-ingest
+policies:
+- {name: everything, type: always_sample}
+- {name: failed, type: drop, drop: {drop_sub_policy: [{type: status_code, status_code: {status_codes: [ERROR]}}]}}
+",
+    ));
+    bench.append(&span(1, 0, 0, |_| {}), at(0)).unwrap();
+    assert_eq!(bench.decision(1), None);
+    bench.append(&span(1, 1, 0, failed), at(1)).unwrap();
+    assert_eq!(bench.kept_by(1), None);
+}
+
+#[test]
+fn odds_that_nobody_knows_are_in_the_log() {
+    let text = "decision_wait: 10s
+policies:
+- {name: hashed, type: probabilistic, probabilistic: {sampling_percentage: 100, mode: hash_seed}}
+";
+    let mut bench = Bench::new(file(text));
+    bench.append(&span(1, 0, 0, |_| {}), at(0)).unwrap();
+    bench.tick(at(10));
+    assert_eq!(bench.kept_by(1), Some("hashed"));
+    let bench = bench.restart(file(text), at(12));
+    assert_eq!(bench.decision(1).map(|it| it.threshold), Some(None));
+}
+
+#[test]
+fn a_trace_goes_from_one_limit_to_the_next_while_it_waits() {
+    let mut bench = Bench::new(file(
+        "decision_wait: 10s
+policies:
+- name: both
+  type: and
+  and:
+    and_sub_policy:
+    - {type: status_code, status_code: {status_codes: [ERROR]}}
+    - {type: rate_limiting, rate_limiting: {spans_per_second: 1, burst_capacity: 1}}
+    - {type: bytes_limiting, bytes_limiting: {bytes_per_second: 1000}}
+",
+    ));
+    bench.append(&span(1, 0, 0, failed), at(0)).unwrap();
+    bench.append(&span(2, 0, 0, |_| {}), at(0)).unwrap();
+    bench.tick(at(10));
+    // Who reaches no limit does not wait for one.
+    assert_eq!(bench.kept_by(2), None);
+    bench.tick(at(11));
+    assert_eq!(bench.decision(1), None, "it stands before the second one");
+    bench.tick(at(12));
+    assert_eq!(bench.kept_by(1), Some("both"));
+    assert_eq!(
+        bench.decision(1).map(|it| it.threshold),
+        Some(Some(Threshold::ALWAYS))
+    );
 }
