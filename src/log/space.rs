@@ -51,6 +51,8 @@ pub struct Space {
 struct Inner {
     segments: BTreeMap<SegmentId, Segment>,
     used_bytes: u64,
+    /// Of the used ones, those of files that are no segments now.
+    spare_bytes: u64,
     /// `None` once every ID was given away: 4 billion segments later.
     next: Option<SegmentId>,
     life: u64,
@@ -104,6 +106,7 @@ impl Space {
             inner: Mutex::new(Inner {
                 segments: BTreeMap::new(),
                 used_bytes: 0,
+                spare_bytes: 0,
                 next: Some(SegmentId(1)),
                 life: 1,
                 changes: 0,
@@ -120,8 +123,11 @@ impl Space {
     pub fn admits(&self, bytes: u64) -> bool {
         let reserve = self.config.reserve_bytes();
         let bound = self.config.log_max_bytes.saturating_sub(reserve);
-        self.volume_free.load(Ordering::Relaxed) >= reserve.saturating_add(bytes)
-            && self.lock().used_bytes.saturating_add(bytes) <= bound
+        let inner = self.lock();
+        // Spare files are room: the next segments take them.
+        let free = self.volume_free.load(Ordering::Relaxed);
+        free.saturating_add(inner.spare_bytes) >= reserve.saturating_add(bytes)
+            && inner.used_bytes.saturating_add(bytes) <= bound
     }
 
     /// Somebody looked how many bytes the volume has left.
@@ -327,22 +333,28 @@ impl Space {
     }
 
     /// Whether the file of a segment that goes may stay, to be written over: it is, with its footer, about
-    /// as long as others, and the log is far from its bound. (When it comes near, spare files are used up first.)
+    /// as long as others, and the log is far from its bound and from that of its volume. (When it comes
+    /// near, spare files are used up first.)
     pub(super) fn may_spare(&self, len: u64) -> bool {
         let segment = u64::from(self.config.segment_bytes);
+        let free = self.volume_free.load(Ordering::Relaxed);
         (segment / 2..=segment + segment / 8).contains(&len)
             && self.lock().used_bytes <= self.config.log_max_bytes / 2
+            && free >= 2 * self.config.reserve_bytes()
     }
 
     /// A file of this length stays without being a segment.
     pub(super) fn spared(&self, len: u64) {
-        self.lock().used_bytes += len;
+        let mut inner = self.lock();
+        inner.used_bytes += len;
+        inner.spare_bytes += len;
     }
 
     /// A spare file of this length has become this segment.
     pub(super) fn recycled(&self, id: SegmentId, len: u64) {
         let mut inner = self.lock();
         inner.used_bytes -= len;
+        inner.spare_bytes -= len;
         if let Some(segment) = inner.segments.get_mut(&id)
             && !segment.sealed
         {

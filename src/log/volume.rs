@@ -20,6 +20,9 @@ const OPEN_FILES_MAX: usize = 256;
 /// go one by one, and the next one is begun when the last is full.
 const SPARE_FILES_MAX: usize = 2;
 const PAGE_BYTES: u64 = 4096;
+/// The most that it takes to the end of a page, and nine bytes at least.
+const END_MARK: [u8; PAGE_BYTES as usize + FRAME_HEADER_BYTES] =
+    [0; PAGE_BYTES as usize + FRAME_HEADER_BYTES];
 const SPARE_FILE_SUFFIX: &str = ".spare";
 /// Read buffers kept: one reader a shard on a small machine, and one read ahead.
 const SPARE_READS: usize = 4;
@@ -255,10 +258,10 @@ impl<D: Disk> Volume<D> {
         let stale_until = spare.as_ref().map_or(0, |spare| spare.len);
         let file = match spare {
             Some(spare) => {
-                self.disk.rename(&spare.name, &name)?;
                 if let Some(space) = self.space.get() {
                     space.recycled(segment, spare.len);
                 }
+                self.disk.rename(&spare.name, &name)?;
                 self.disk.open(&name)?
             }
             None => self.disk.create(&name)?,
@@ -297,13 +300,20 @@ impl<D: Disk> Volume<D> {
                 .allocate(written.allocated, target - written.allocated);
             written.allocated = if allocated.is_ok() { target } else { end };
         }
+        let mut before = Ok(());
         if end < written.stale_until {
             // Zeroes, so that recovery does not take what lies behind for damage; to the end of the
             // page, which may not be in memory: half of it would have to be read first.
             let marked = (end + FRAME_HEADER_BYTES as u64).next_multiple_of(PAGE_BYTES);
-            bytes.resize(bytes.len() + (marked - end) as usize, 0);
+            let mark = &END_MARK[..(marked - end) as usize];
+            if bytes.capacity() - bytes.len() >= mark.len() {
+                bytes.extend_from_slice(mark);
+            } else {
+                // Growing a buffer of 60 MiB would take as much again.
+                before = open.file.write_at(end, mark);
+            }
         }
-        match open.file.write_at(written.len, bytes) {
+        match before.and_then(|()| open.file.write_at(written.len, bytes)) {
             Ok(()) => {
                 written.len = end;
                 Ok(())

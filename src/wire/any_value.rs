@@ -334,7 +334,7 @@ mod tests {
         let mut out = Vec::new();
         write_body(0x0A, b"key", &mut out);
         write_body(0x12, &value[..at], &mut out);
-        if cut % 2 == 0 || at < value.len() {
+        if cut.is_multiple_of(2) || at < value.len() {
             write_body(0x12, &value[at..], &mut out);
         }
         out

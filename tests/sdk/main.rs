@@ -18,7 +18,6 @@ mod books;
 mod fleet;
 mod installation;
 #[path = "../cluster/process.rs"]
-#[allow(dead_code, reason = "each test uses its part")]
 mod process;
 #[path = "../receiver/mod.rs"]
 mod receiver;
