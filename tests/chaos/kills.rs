@@ -51,7 +51,11 @@ pub async fn one_worker_is_killed() -> Row {
 pub async fn the_only_worker_is_killed(scale: Scale) -> Row {
     let kills = scale.pick(3, 20);
     let name = format!("kill -9 of the only worker, {kills} times");
-    let mut row = Row::new(name, Doubling::AfterLostAnswers);
+    let doubling = scale.pick(
+        Doubling::InFlightAtDeaths(kills),
+        Doubling::AfterLostAnswers,
+    );
+    let mut row = Row::new(name, doubling);
     let plan = Plan {
         workers: 1,
         ..plan(scale)

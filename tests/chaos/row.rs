@@ -8,6 +8,9 @@ use crate::cluster::Findings;
 const MIB: f64 = (1 << 20) as f64;
 /// Of the acknowledged spans, where a crash or a lost answer explains them.
 const DOUBLED_SHARE_MAX: f64 = 0.001;
+/// What the fleet sends in a tenth of a second: a message is made of what was decided while the one
+/// before it was under way.
+const MESSAGE_SPANS: u64 = 500;
 
 /// How much of a fault: a short form for every change, or all that was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +26,9 @@ pub enum Doubling {
     /// No process died and no answer was lost.
     Never,
     AfterLostAnswers,
+    /// A message is under way to the backend each time a worker dies: in a load that is too short for
+    /// a share of 0.1 % of it to be as much as one message.
+    InFlightAtDeaths(u64),
 }
 
 /// One row.
@@ -83,11 +89,13 @@ impl Row {
         self.must(found.unknown == 0, || {
             format!("{} spans that nobody sent", found.unknown)
         });
+        let share = (found.acknowledged as f64 * DOUBLED_SHARE_MAX) as u64;
         let bound = match self.doubling {
-            Doubling::Never => 0.0,
-            Doubling::AfterLostAnswers => DOUBLED_SHARE_MAX,
+            Doubling::Never => 0,
+            Doubling::AfterLostAnswers => share,
+            Doubling::InFlightAtDeaths(deaths) => share.max(deaths * MESSAGE_SPANS),
         };
-        self.must(doubled_share(&found) <= bound, || {
+        self.must(found.doubled <= bound, || {
             format!("{} spans doubled, more than {bound}", found.doubled)
         });
         if found.split > 0 {
@@ -251,6 +259,13 @@ fn a_row_fails_by_what_is_lost_and_by_what_is_doubled_without_a_reason() {
     }
     assert!(!judged(Doubling::Never, doubled(1)));
     assert!(judged(Doubling::AfterLostAnswers, doubled(1_000)));
+    let short = |doubled| Findings {
+        doubled,
+        acknowledged: 40_000,
+        ..found
+    };
+    assert!(judged(Doubling::InFlightAtDeaths(3), short(1_500)));
+    assert!(!judged(Doubling::InFlightAtDeaths(3), short(1_501)));
 }
 
 #[test]
