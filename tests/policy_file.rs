@@ -6,6 +6,15 @@
     reason = "tests; clippy sees only functions marked so"
 )]
 
+#[path = "policy_file/claims.rs"]
+mod claims;
+#[path = "policy_file/commands.rs"]
+mod commands;
+#[path = "policy_file/corpus.rs"]
+mod corpus;
+#[path = "policy_file/schema.rs"]
+mod schema;
+
 use std::time::Duration;
 
 use tailring::model::Threshold;

@@ -2,9 +2,12 @@
 
 use std::process::ExitCode;
 
+use crate::app::check::CheckArgs;
 use crate::app::demo::{DemoArgs, ServiceArgs};
+use crate::app::explain::ExplainArgs;
 use crate::app::inspect::LogArgs;
 use crate::app::load::LoadArgs;
+use crate::app::schema::SchemaArgs;
 use crate::app::settings::{RouterArgs, WorkerArgs};
 use crate::app::sink::SinkArgs;
 use crate::app::verify::VerifyArgs;
@@ -36,6 +39,9 @@ pub enum Command {
     Sink(Box<SinkArgs>),
     Verify(Box<VerifyArgs>),
     Log(Box<LogArgs>),
+    Check(Box<CheckArgs>),
+    Explain(Box<ExplainArgs>),
+    Schema(SchemaArgs),
     #[command(hide = true)]
     DemoService(Box<ServiceArgs>),
 }

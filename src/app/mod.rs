@@ -6,8 +6,10 @@
 //! an environment variable or a signal.
 
 pub mod admin;
+pub mod check;
 pub mod cli;
 pub mod demo;
+pub mod explain;
 pub mod inspect;
 pub mod interrupt;
 pub mod ledger;
@@ -16,9 +18,11 @@ pub mod log_rate;
 mod otlp;
 pub mod process_metrics;
 mod router;
+pub mod schema;
 pub mod settings;
 pub mod signals;
 pub mod sink;
+mod table;
 pub mod telemetry;
 mod tier;
 pub mod verify;
@@ -71,6 +75,9 @@ pub fn tool_main(args: ToolArgs) -> ExitCode {
         Command::Sink(args) => run_tool(sink::run(*args)),
         Command::Verify(args) => run_tool(verify::run(*args)),
         Command::Log(args) => run_tool(inspect::run(*args)),
+        Command::Check(args) => run_tool(check::run(*args)),
+        Command::Explain(args) => run_tool(explain::run(*args)),
+        Command::Schema(args) => run_tool(schema::run(args)),
     }
 }
 

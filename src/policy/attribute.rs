@@ -11,7 +11,7 @@ use crate::policy::{
 use crate::wire::{is_member_key, is_member_value};
 
 /// Strings of one policy. Each is held in memory, patterns compiled.
-const VALUES_MAX: usize = 10_000;
+pub(super) const VALUES_MAX: usize = 10_000;
 /// Key and value of a `trace_state` together; the Collector leaves longer ones out.
 const MEMBER_MAX: usize = 256;
 

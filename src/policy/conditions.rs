@@ -13,7 +13,7 @@ use crate::policy::tree::{Item, Node};
 use crate::policy::{FoldState, PolicyKind};
 
 /// Conditions of one policy. Each span is shown to every one.
-const CONDITIONS_MAX: usize = 1_000;
+pub(super) const CONDITIONS_MAX: usize = 1_000;
 
 /// The conditions of all policies, and where each policy leaves how it ended.
 #[derive(Debug, Clone, PartialEq, Default)]

@@ -13,7 +13,7 @@ pub const POLICIES_MAX: usize = 1_000;
 const POLICIES_IN_ALL_MAX: usize = 10_000;
 
 /// Policy types of the Collector.
-const TYPES: [&str; 17] = [
+pub(super) const TYPES: [&str; 17] = [
     "always_sample",
     "and",
     "boolean_attribute",

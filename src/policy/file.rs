@@ -5,9 +5,15 @@
 //! accepts is accepted or refused with the reason; it is never read in another meaning without a
 //! notice. What stands in the block is `settings`' and `entry`'s.
 
+use std::collections::HashSet;
+
 use crate::policy::mistake::nearest;
 use crate::policy::tree::{Item, Node, shortened};
 use crate::policy::{Compatibility, Mistake, Notice, Rules};
+
+/// Mistakes that are told of one file, and notices; the others are counted. Whoever has more has given us
+/// something else than a policy file.
+pub const TOLD_MAX: usize = 1_000;
 
 /// A file without mistakes.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,24 +32,21 @@ pub fn parse(text: &str) -> Result<Parsed, Vec<Mistake>> {
         reader.settings(block)
     });
     match rules {
-        Some(rules) if reader.mistakes.is_empty() => {
-            reader.notices.sort();
-            Ok(Parsed {
-                rules,
-                notices: reader.notices,
-            })
-        }
-        _ => {
-            reader.mistakes.sort();
-            Err(reader.mistakes)
-        }
+        Some(rules) if reader.mistakes.is_empty() => Ok(Parsed {
+            rules,
+            notices: reader.told_notices(),
+        }),
+        _ => Err(reader.told_mistakes()),
     }
 }
 
 #[derive(Default)]
 pub(super) struct Reader {
     mistakes: Vec<Mistake>,
+    /// Beyond those that are told.
+    mistakes_more: usize,
     notices: Vec<Notice>,
+    notices_more: usize,
     pub(super) collector: bool,
     /// Those inside others included.
     pub(super) policies_read: usize,
@@ -61,10 +64,47 @@ impl Reader {
     }
 
     pub(super) fn wrong(&mut self, at: &Item, message: impl Into<String>) {
-        self.mistakes.push(at.mistake(message));
+        if self.mistakes.len() < TOLD_MAX {
+            self.mistakes.push(at.mistake(message));
+        } else {
+            self.mistakes_more += 1;
+        }
+    }
+
+    /// In the order of the file.
+    fn told_mistakes(mut self) -> Vec<Mistake> {
+        self.mistakes.sort();
+        let last = self.mistakes.last().filter(|_| self.mistakes_more > 0);
+        if let Some(&Mistake { line, column, .. }) = last {
+            self.mistakes.push(Mistake {
+                line,
+                // Behind the last one that is told.
+                column: column + 1,
+                message: format!("and {} more mistakes in this file", self.mistakes_more),
+            });
+        }
+        self.mistakes
+    }
+
+    /// In the order of the file.
+    fn told_notices(mut self) -> Vec<Notice> {
+        self.notices.sort();
+        let last = self.notices.last().filter(|_| self.notices_more > 0);
+        if let Some(&Notice { line, column, .. }) = last {
+            self.notices.push(Notice {
+                line,
+                column: column + 1,
+                message: format!("and {} more notices on this file", self.notices_more),
+            });
+        }
+        self.notices
     }
 
     pub(super) fn notice(&mut self, at: &Item, message: impl Into<String>) {
+        if self.notices.len() == TOLD_MAX {
+            self.notices_more += 1;
+            return;
+        }
         self.notices.push(Notice {
             line: at.line,
             column: at.column,
@@ -110,7 +150,7 @@ impl Reader {
             .find(|(key, _)| is_text(key, "service"))
             .map(|(_, service)| in_pipelines(service))
             .unwrap_or_default();
-        let is_used = |(key, _): &&&(Item, Item)| text_of(key).is_some_and(|it| used.contains(&it));
+        let is_used = |(key, _): &&&(Item, Item)| text_of(key).is_some_and(|it| used.contains(it));
         let Some((key, block)) = blocks.iter().find(is_used).or(blocks.first()).copied() else {
             return match place {
                 Some(place) => {
@@ -125,7 +165,7 @@ impl Reader {
         };
         if blocks.len() > 1 {
             let name = text_of(key).unwrap_or_default();
-            let why = if used.contains(&name) {
+            let why = if used.contains(name) {
                 "the first one in a pipeline"
             } else {
                 "the first one, for none is in a pipeline"
@@ -183,6 +223,11 @@ impl Reader {
             self.wrong(key, format!("a key is {}; write a name", key.describe()));
             return;
         };
+        if self.mistakes.len() >= TOLD_MAX {
+            // What was meant takes some work to find.
+            self.mistakes_more += 1;
+            return;
+        }
         let hint = nearest(name, known.iter().copied()).map_or_else(
             || format!("known are {}", known.join(", ")),
             |meant| format!("did you mean `{meant}`?"),
@@ -210,8 +255,8 @@ fn is_tail_sampling(key: &str) -> bool {
     key == "tail_sampling" || key.starts_with("tail_sampling/")
 }
 
-/// The processors in all pipelines of a Collector's `service`, in their order.
-fn in_pipelines(service: &Item) -> Vec<&str> {
+/// The processors in all pipelines of a Collector's `service`.
+fn in_pipelines(service: &Item) -> HashSet<&str> {
     fn of<'a>(item: &'a Item, name: &str) -> Option<&'a Item> {
         let Node::Map(entries) = &item.node else {
             return None;
@@ -220,7 +265,7 @@ fn in_pipelines(service: &Item) -> Vec<&str> {
         found.map(|(_, value)| value)
     }
     let Some(Node::Map(pipelines)) = of(service, "pipelines").map(|it| &it.node) else {
-        return Vec::new();
+        return HashSet::new();
     };
     let processors = pipelines.iter().filter_map(|(_, it)| of(it, "processors"));
     processors

@@ -193,7 +193,55 @@ pub struct CompositeSub {
     pub spans_per_second: u64,
 }
 
+impl PolicyKind {
+    /// As a file has it.
+    pub fn type_name(&self) -> &'static str {
+        match self {
+            Self::AlwaysSample => "always_sample",
+            Self::Probabilistic(_) | Self::HashSeed(_) => "probabilistic",
+            Self::StatusCode(_) => "status_code",
+            Self::Latency(_) => "latency",
+            Self::SpanCount(_) => "span_count",
+            Self::RateLimiting(_) => "rate_limiting",
+            Self::BytesLimiting(_) => "bytes_limiting",
+            Self::StringAttribute(_) => "string_attribute",
+            Self::NumericAttribute(_) => "numeric_attribute",
+            Self::BooleanAttribute(_) => "boolean_attribute",
+            Self::TraceState(_) => "trace_state",
+            Self::OttlCondition(_) => "ottl_condition",
+            Self::TraceFlags => "trace_flags",
+            Self::And(_) => "and",
+            Self::Not(_) => "not",
+            Self::Drop(_) => "drop",
+            Self::Composite(_) => "composite",
+        }
+    }
+
+    /// The policies inside of it, in the order in which they are asked.
+    pub fn subs(&self) -> Vec<&Policy> {
+        match self {
+            Self::And(subs) | Self::Drop(subs) => subs.iter().collect(),
+            Self::Not(sub) => vec![sub],
+            Self::Composite(composite) => composite.subs.iter().map(|sub| &sub.policy).collect(),
+            _ => Vec::new(),
+        }
+    }
+}
+
 impl StatusCodes {
+    /// As a file has them.
+    pub fn names(self) -> Vec<&'static str> {
+        [
+            (Self::UNSET, "UNSET"),
+            (Self::OK, "OK"),
+            (Self::ERROR, "ERROR"),
+        ]
+        .into_iter()
+        .filter(|(code, _)| self.0 & code.0 != 0)
+        .map(|(_, name)| name)
+        .collect()
+    }
+
     pub const UNSET: Self = Self(1);
     pub const OK: Self = Self(1 << 1);
     pub const ERROR: Self = Self(1 << 2);

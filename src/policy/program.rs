@@ -34,8 +34,9 @@ struct Entry {
     limited: bool,
 }
 
+/// One policy, compiled.
 #[derive(Debug, Clone, PartialEq)]
-enum Node {
+pub(super) enum Node {
     /// Yes or no whatever the trace is.
     Fixed(bool),
     Share(Threshold),
@@ -59,11 +60,11 @@ enum Node {
 }
 
 #[derive(Debug, Clone, PartialEq)]
-struct Composite {
-    limit: u16,
+pub(super) struct Composite {
+    pub(super) limit: u16,
     subs: Vec<Node>,
     /// The Collector's: what the first one that says yes has no room for is not kept.
-    first_only: bool,
+    pub(super) first_only: bool,
 }
 
 /// One complete trace.
@@ -99,9 +100,22 @@ impl LimitAnswers {
         self.0.push((limit, answer));
     }
 
-    fn of(&self, limit: u16) -> Option<Option<Odds>> {
+    pub(super) fn of(&self, limit: u16) -> Option<Option<Odds>> {
         let found = self.0.iter().find(|(number, _)| *number == limit);
         found.map(|(_, answer)| *answer)
+    }
+}
+
+impl Node {
+    /// The policies inside of it, in the order in which they are asked: that of
+    /// [`PolicyKind::subs`].
+    pub(super) fn subs(&self) -> &[Self] {
+        match self {
+            Self::And(subs) | Self::Drop(subs) => subs,
+            Self::Not(sub) => std::slice::from_ref(sub),
+            Self::Composite(composite) => &composite.subs,
+            _ => &[],
+        }
     }
 }
 
@@ -199,12 +213,22 @@ impl Program {
 
     /// What each policy says, in the order of the file. A limit that has not answered says no.
     pub(super) fn each(&self, case: Case<'_>, answers: &LimitAnswers) -> Vec<Said> {
-        let mut voting = Voting::new(case, answers, false);
+        let nodes = self.nodes().into_iter();
+        nodes.map(|node| says(node, case, answers)).collect()
+    }
+
+    /// Each policy, in the order of the file.
+    pub(super) fn nodes(&self) -> Vec<&Node> {
         let mut entries: Vec<_> = self.drops.iter().chain(&self.others).collect();
         entries.sort_unstable_by_key(|entry| entry.policy);
-        let said = entries.into_iter().map(|entry| voting.node(&entry.node));
-        said.map(|said| said.unwrap_or(Said::NO_LUCK)).collect()
+        entries.into_iter().map(|entry| &entry.node).collect()
     }
+}
+
+/// What one policy says. A limit that has not answered says no.
+pub(super) fn says(node: &Node, case: Case<'_>, answers: &LimitAnswers) -> Said {
+    let said = Voting::new(case, answers, false).node(node);
+    said.unwrap_or(Said::NO_LUCK)
 }
 
 struct Compiler {

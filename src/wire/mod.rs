@@ -55,4 +55,5 @@ pub use reject::{RejectReason, Rejection, Rejections};
 pub use scan::{Scan, ScanError, ScanLimits, SpanEntry};
 pub use section::{leading_span_id, span_id_of, spans_in};
 pub use split::{Part, split};
+pub use tracestate::th_digits;
 pub use weight::{Unwritten, UnwrittenSpans, Weight};

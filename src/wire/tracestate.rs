@@ -78,6 +78,11 @@ impl ThText {
     }
 }
 
+/// The digits of `th`, as a span has them: `fd70a`, and `0` for what is always kept.
+pub fn th_digits(threshold: Threshold) -> String {
+    String::from_utf8_lossy(&ThText::of(threshold).as_bytes()[3..]).into_owned()
+}
+
 impl Sampling {
     pub(super) fn read(text: &[u8]) -> Self {
         let mut sampling = Self {

@@ -1,5 +1,6 @@
 //! Traces as they are written down in tests, and rules that judge them.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
@@ -7,8 +8,12 @@ use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value::Valu
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span, Status};
 use prost::Message as _;
+use rand::Rng as _;
+use rand::rngs::SmallRng;
 use tailring::model::{Moment, TraceId, Verdict};
-use tailring::policy::{Complete, FoldState, LimitAnswers, Limits, Mistake, Rules, Vote, parse};
+use tailring::policy::{
+    Complete, Explanation, FoldState, LimitAnswers, Limits, Mistake, Rules, Vote, parse,
+};
 use tailring::wire::{Fragments, Scan, ScanLimits};
 
 pub(crate) const START: Moment = Moment {
@@ -133,6 +138,69 @@ pub(crate) fn folded(rules: &Rules, messages: &[Vec<u8>]) -> (FoldState, u32) {
         }
     }
     (state, spans)
+}
+
+/// Requests as they come from everywhere: each has a few parts, one a ResourceSpans, of several
+/// traces. Parts of one trace stay in their order.
+pub(crate) fn delivered(rng: &mut SmallRng, traces: &[(TraceId, &[Part])]) -> Vec<Vec<u8>> {
+    let mut queues: Vec<_> = traces
+        .iter()
+        .map(|(trace, parts)| messages(*trace, parts).into_iter())
+        .collect();
+    let mut requests = Vec::new();
+    let mut request = Vec::new();
+    while !queues.is_empty() {
+        let from = rng.random_range(0..queues.len());
+        match queues[from].next() {
+            // Messages that stand one behind the other are one.
+            Some(message) => request.extend(message),
+            None => drop(queues.swap_remove(from)),
+        }
+        if !request.is_empty() && (queues.is_empty() || rng.random_range(0..3) == 0) {
+            requests.push(std::mem::take(&mut request));
+        }
+    }
+    requests
+}
+
+/// What all the traces in these requests leave.
+pub(crate) fn folded_apart(
+    rules: &Rules,
+    requests: &[Vec<u8>],
+) -> HashMap<TraceId, (FoldState, u32)> {
+    let mut states = HashMap::new();
+    let (mut scan, mut fragments) = (Scan::default(), Fragments::default());
+    for message in requests {
+        scan.read(message, &ScanLimits::default()).unwrap();
+        assert!(scan.is_whole());
+        fragments.group(message, &scan);
+        for (index, fragment) in fragments.all().iter().enumerate() {
+            let view = fragments.view(message, &scan, index);
+            let (state, spans) = states
+                .entry(fragment.trace)
+                .or_insert_with(|| (rules.begin(), 0));
+            rules.fold(state, &view, Moment::ZERO);
+            *spans += fragment.spans;
+        }
+    }
+    states
+}
+
+pub(crate) fn explained(rules: &Rules, trace: TraceId, parts: &[Part]) -> Explanation {
+    let requests: Vec<_> = messages(trace, parts)
+        .into_iter()
+        .map(|message| {
+            let (mut scan, mut fragments) = (Scan::default(), Fragments::default());
+            scan.read(&message, &ScanLimits::default()).unwrap();
+            fragments.group(&message, &scan);
+            (message, scan, fragments)
+        })
+        .collect();
+    let views: Vec<_> = requests
+        .iter()
+        .map(|(message, scan, fragments)| fragments.view(message, scan, 0))
+        .collect();
+    rules.explain(trace, &views, Moment::ZERO)
 }
 
 pub(crate) fn complete(rules: &Rules, trace: TraceId, parts: &[Part]) -> Complete {

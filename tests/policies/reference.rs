@@ -6,6 +6,8 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use regex::Regex;
 use serde_json::{Value as Json, json};
 
+use tailring::model::TraceId;
+
 use crate::given::Part;
 
 pub(crate) const RANGE: u64 = 1 << 56;
@@ -25,6 +27,8 @@ pub(crate) enum Tree {
     Truth(String, bool, bool),
     State(String, Vec<String>),
     Flags,
+    /// An `ottl_condition` with these.
+    Condition(Vec<Asked>),
     /// Per second, burst.
     Rate(u64, u64),
     Bytes(u64, u64),
@@ -33,6 +37,17 @@ pub(crate) enum Tree {
     Drop(Vec<Tree>),
     /// Whole rate; each with its percentage; the order in which they are asked.
     Composite(u64, Vec<(u64, Tree)>, Vec<usize>),
+}
+
+/// One OTTL condition.
+#[derive(Debug, Clone)]
+pub(crate) enum Asked {
+    /// Key and text of an attribute.
+    Span(String, String),
+    Resource(String, String),
+    Status(i32),
+    /// Of one span.
+    Both(String, String, i32),
 }
 
 /// One trace, its fragments in the order of their arrival.
@@ -84,6 +99,10 @@ impl Tree {
             ),
             Self::State(key, values) => of("trace_state", json!({"key": key, "values": values})),
             Self::Flags => json!({"name": name, "type": "trace_flags"}),
+            Self::Condition(asked) => {
+                let asked: Vec<_> = asked.iter().map(Asked::text).collect();
+                of("ottl_condition", json!({"span": asked}))
+            }
             Self::Rate(rate, burst) => of(
                 "rate_limiting",
                 json!({"spans_per_second": rate, "burst_capacity": burst}),
@@ -276,7 +295,38 @@ impl Tree {
                 member.is_some_and(|it| values.iter().any(|value| value == it))
             }),
             Self::Flags => it.spans().any(|span| span.flags & 1 == 1),
+            Self::Condition(asked) => it.parts.iter().any(|part| {
+                let holds = |span| asked.iter().any(|it| it.holds(&part.resource, span));
+                part.spans.iter().any(holds)
+            }),
             _ => unreachable!("said above"),
+        }
+    }
+}
+
+impl Asked {
+    fn text(&self) -> String {
+        match self {
+            Self::Span(key, text) => format!("attributes[{key:?}] == {text:?}"),
+            Self::Resource(key, text) => format!("resource.attributes[{key:?}] == {text:?}"),
+            Self::Status(code) => format!("status.code == {code}"),
+            Self::Both(key, text, code) => {
+                format!("attributes[{key:?}] == {text:?} and not (status.code != {code})")
+            }
+        }
+    }
+
+    fn holds(&self, resource: &[KeyValue], span: &Span) -> bool {
+        let is = |attributes: &[KeyValue], key: &str, text: &str| {
+            let value = first(attributes, key).and_then(value);
+            matches!(value, Some(Value::StringValue(it)) if it == text)
+        };
+        let code = span.status.as_ref().map_or(0, |status| status.code);
+        match self {
+            Self::Span(key, text) => is(&span.attributes, key, text),
+            Self::Resource(key, text) => is(resource, key, text),
+            Self::Status(wanted) => code == *wanted,
+            Self::Both(key, text, wanted) => is(&span.attributes, key, text) && code == *wanted,
         }
     }
 }
@@ -291,6 +341,10 @@ fn first<'a>(attributes: &'a [KeyValue], key: &str) -> Option<&'a KeyValue> {
 }
 
 impl Held {
+    pub(crate) fn trace(&self) -> TraceId {
+        TraceId::new(self.id.to_be_bytes()).unwrap()
+    }
+
     pub(crate) fn spans(&self) -> impl Iterator<Item = &Span> {
         self.parts.iter().flat_map(|part| &part.spans)
     }

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::census::{Census, Sum};
+use crate::app::table::{Columns, table};
 use crate::log::{DAMAGES_TOLD, DirFacts, SegmentFacts};
 use crate::model::Moment;
 
@@ -216,7 +217,7 @@ impl Inspection {
             row.push(faults.to_string());
             row
         }));
-        table(&rows)
+        table(&rows, Columns::Numbers)
     }
 
     fn trace_table(&self) -> String {
@@ -242,7 +243,7 @@ impl Inspection {
         let mut row = vec!["verdict only".to_owned(), traces.verdicts_only.to_string()];
         row.resize(head.len(), "-".to_owned());
         rows.push(row);
-        table(&rows)
+        table(&rows, Columns::Numbers)
     }
 }
 
@@ -302,26 +303,4 @@ fn share(part: u64, whole: u64) -> String {
         return "-".to_owned();
     }
     format!("{:.1} %", part as f64 * 100.0 / whole as f64)
-}
-
-/// The first column to the left, all others to the right.
-fn table(rows: &[Vec<String>]) -> String {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns)
-        .map(|column| {
-            let cells = rows.iter().filter_map(|row| row.get(column));
-            cells.map(|cell| cell.len()).max().unwrap_or(0)
-        })
-        .collect();
-    let mut text = String::new();
-    for row in rows {
-        for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
-            text += &match column {
-                0 => format!("{cell:<width$}"),
-                _ => format!("  {cell:>width$}"),
-            };
-        }
-        text += "\n";
-    }
-    text
 }

@@ -20,6 +20,7 @@ pub use config::{
     Ack, LOG_SEGMENT_BYTES, MemoryLimit, MemoryOrigin, OnPressure, RouterConfig, SharedConfig,
     WorkerConfig,
 };
+pub use files::{PolicyFileError, load_policies};
 pub use listen::{ListenAddress, ListenAddressError};
 pub use memory_plan::MemoryPlan;
 pub use surroundings::{Machine, Surroundings, Volume};

@@ -77,9 +77,9 @@ pub(super) enum Key {
     Expr(Expr),
 }
 
-/// Whose attributes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Level {
+/// What a path is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
     Resource,
     Scope,
     Span,

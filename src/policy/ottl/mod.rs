@@ -25,6 +25,7 @@ mod literal;
 mod parser;
 mod path;
 mod program;
+mod sights;
 mod syntax;
 mod text;
 mod time;
@@ -34,5 +35,6 @@ mod value;
 
 pub use condition::{Condition, Context, ErrorMode, OttlCondition, SpanView};
 pub use error::{Error, ErrorKind, EvalError, Warning};
+pub use expr::Level;
 pub use parser::TEXT_MAX;
 pub use program::{Latches, Outcome, Program};

@@ -141,6 +141,15 @@ impl Root {
     }
 }
 
+/// As it is written behind its root: `status.code`.
+pub(super) fn name_of(field: Field) -> &'static str {
+    let tables = [RESOURCE_FIELDS, SCOPE_FIELDS, SPAN_FIELDS, EVENT_FIELDS];
+    let mut known = tables.into_iter().flatten();
+    known
+        .find(|(_, it)| *it == field)
+        .map_or("", |(name, _)| *name)
+}
+
 impl Compiler {
     pub(super) fn path(&mut self, path: &Path) -> Result<Expr, Error> {
         let own = Root::own(self.context);
