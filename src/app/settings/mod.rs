@@ -10,6 +10,7 @@ mod config;
 mod files;
 mod listen;
 mod memory_plan;
+mod policy_file;
 mod reader;
 mod surroundings;
 mod wrong;
@@ -22,5 +23,6 @@ pub use config::{
 };
 pub use listen::{ListenAddress, ListenAddressError};
 pub use memory_plan::MemoryPlan;
+pub use policy_file::{ContentHash, PolicyFile, PolicySource, PolicyText};
 pub use surroundings::{Machine, Surroundings, Volume};
 pub use wrong::{WrongSetting, WrongSettings};
