@@ -162,3 +162,123 @@ fn who_stands_before_several_limits_gets_one_answer_with_the_smallest_threshold(
 fn rules_without_a_limit_have_nobody_to_ask() {
     assert!(Limits::<u8>::of(&Rules::keep_everything(), Moment::ZERO).is_none());
 }
+
+/// 40 spans ask at `millis` and the window closes a second later: how many are kept.
+fn kept_of_forty(limits: &mut Limits<u32>, rules: &Rules, millis: u64, names: &[&str]) -> usize {
+    let now = Moment::from_unix_millis(1_800_000_000_000 + millis);
+    let mut answers = Vec::new();
+    for n in 1..=40_u32 {
+        let complete = Complete {
+            trace: TraceId::new((u128::from(n) << 40 | 1).to_be_bytes()).unwrap(),
+            state: rules.begin(),
+            spans: 1,
+        };
+        limits.ask(complete, Some(n), now, &mut answers);
+    }
+    limits.close(now + Duration::from_secs(1), &mut answers);
+    let kept = answers.iter().filter(|answer| {
+        let vote = rules.vote(
+            TraceId::new((u128::from(answer.to) << 40 | 1).to_be_bytes()).unwrap(),
+            &rules.begin(),
+            1,
+            &answer.answers,
+        );
+        let policy = vote
+            .policy
+            .map(|it| rules.policies[usize::from(it)].name.as_str());
+        policy.is_some_and(|it| names.contains(&it))
+    });
+    kept.count()
+}
+
+#[test]
+fn later_rules_take_over_what_limits_of_the_same_name_have_left() {
+    let file = |text: &str| parse(text).expect("policies").rules;
+    let of = |name: &str, rate: u32, burst: u32| {
+        file(&format!(
+            "policies: [{{name: {name}, type: rate_limiting, rate_limiting: {{spans_per_second: {rate}, burst_capacity: {burst}}}}}]"
+        ))
+    };
+    let start = Moment::from_unix_millis(1_800_000_000_000);
+    let rows = [
+        // The same name: 10 were there and were spent, and a second earns 2.
+        (of("cap", 2, 30), 2),
+        // Another one begins full.
+        (of("other", 2, 30), 30),
+        // Nested: it is another limit.
+        (
+            file(
+                "policies: [{name: cap, type: and, and: {and_sub_policy: [{name: it, type: rate_limiting, rate_limiting: {spans_per_second: 2, burst_capacity: 30}}]}}]",
+            ),
+            30,
+        ),
+    ];
+    for (later, expected) in rows {
+        let earlier = of("cap", 1, 10);
+        let mut limits = Limits::of(&earlier, start).expect("a limit");
+        assert_eq!(kept_of_forty(&mut limits, &earlier, 0, &["cap"]), 10);
+        let mut again = Vec::new();
+        let now = start + Duration::from_secs(1);
+        let mut limits = limits.succeed(&later, now, &mut again).expect("a limit");
+        assert_eq!((again.len(), limits.version()), (0, later.version));
+        let names = ["cap", "other"];
+        assert_eq!(kept_of_forty(&mut limits, &later, 1_000, &names), expected);
+    }
+    // A composite's policies are told by their names, whatever their order.
+    let composite = |first: &str, second: &str| {
+        let sub = |name: &str| format!("{{name: {name}, type: always_sample}}");
+        let part = |name: &str| format!("{{policy: {name}, percent: 50}}");
+        file(&format!(
+            "policies: [{{name: both, type: composite, composite: {{max_total_spans_per_second: 20, policy_order: [{first}, {second}], composite_sub_policy: [{}, {}], rate_allocation: [{}, {}]}}}}]",
+            sub(first),
+            sub(second),
+            part(first),
+            part(second)
+        ))
+    };
+    let earlier = composite("a", "b");
+    let mut limits = Limits::of(&earlier, start).expect("a limit");
+    assert_eq!(kept_of_forty(&mut limits, &earlier, 0, &["both"]), 20);
+    let later = composite("b", "c");
+    let now = start + Duration::from_secs(1);
+    let mut limits = limits.succeed(&later, now, &mut Vec::new()).expect("one");
+    // All was spent, and a second earns as much again.
+    assert_eq!(kept_of_forty(&mut limits, &later, 1_000, &["both"]), 20);
+    let none = file("policies: [{name: all, type: always_sample}]");
+    assert!(limits.succeed(&none, now, &mut Vec::new()).is_none());
+}
+
+#[test]
+fn who_waits_for_a_limit_in_debt_asks_the_later_rules() {
+    let file = |rate: u32| {
+        parse(&format!(
+            "policies: [{{name: cap, type: rate_limiting, rate_limiting: {{spans_per_second: {rate}, burst_capacity: 10}}}}]"
+        ))
+        .expect("policies")
+        .rules
+    };
+    let start = Moment::from_unix_millis(1_800_000_000_000);
+    let trace = TraceId::new([7; 16]).unwrap();
+    let complete = |rules: &Rules| Complete {
+        trace,
+        state: rules.begin(),
+        spans: 110,
+    };
+    let (slow, fast) = (file(1), file(50));
+    let mut limits = Limits::of(&slow, start).expect("a limit");
+    let mut answers = Vec::new();
+    limits.ask(complete(&slow), Some(1), start, &mut answers);
+    let now = start + Duration::from_secs(1);
+    limits.close(now, &mut answers);
+    assert_eq!(answers.len(), 1, "it overdrew by 100");
+    limits.ask(complete(&slow), Some(2), now, &mut answers);
+    limits.close_early(now, &mut answers);
+    assert_eq!(answers.len(), 1, "in debt");
+    let mut again = Vec::new();
+    let mut limits = limits.succeed(&fast, now, &mut again).expect("a limit");
+    assert_eq!(again, [2]);
+    limits.ask(complete(&fast), Some(2), now, &mut answers);
+    let paid_off = limits.next_close().expect("it waits").since(now);
+    // 100 spans at 50 a second.
+    assert_eq!(paid_off.as_millis(), 2_000);
+}

@@ -199,7 +199,9 @@ async fn metrics() -> [Vec<(String, String, String)>; 2] {
     .await;
     both(&mut of_worker, "tailring-worker", |registry| {
         drop(ExportMetrics::register(registry));
-        drop(WorkerMetrics::register(registry).kept_by(&Rules::keep_everything()));
+        let metrics = WorkerMetrics::register(registry);
+        drop(metrics.kept_by(&Rules::keep_everything()));
+        metrics.reload.in_force(&Rules::keep_everything());
     })
     .await;
     let scraped = [scrape(&of_router), scrape(&of_worker)];

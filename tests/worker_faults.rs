@@ -30,6 +30,8 @@ use receiver::{Receiver, Reply};
 use whole_worker::{LOCALHOST, one_policy, view};
 
 mod receiver;
+#[path = "worker_faults/reloads.rs"]
+mod reloads;
 mod whole_worker;
 
 fn alone() -> ViewHandle {

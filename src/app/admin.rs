@@ -41,11 +41,20 @@ pub struct ReadyCheck {
     pub check: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
 }
 
+/// Something that is not as it should be and does not keep traffic away.
+pub struct Note {
+    pub name: &'static str,
+    /// For a person, while there is something to say.
+    pub note: Box<dyn Fn() -> Option<String> + Send + Sync>,
+}
+
 /// What the pages show of a process that has started.
 pub struct Admin {
     pub registry: Registry,
     pub live: Vec<LiveCheck>,
     pub ready: Arc<[ReadyCheck]>,
+    /// Beside the conditions of `/readyz`.
+    pub notes: Vec<Note>,
 }
 
 /// The pages being served.
@@ -241,7 +250,7 @@ async fn readyz(State(pages): State<Arc<Pages>>) -> Response {
         let body = serde_json::json!({ "ready": false, "conditions": conditions });
         return (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response();
     };
-    let conditions: Vec<_> = admin
+    let mut conditions: Vec<_> = admin
         .ready
         .iter()
         .map(|ready| {
@@ -254,6 +263,11 @@ async fn readyz(State(pages): State<Arc<Pages>>) -> Response {
         })
         .collect();
     let ready = conditions.iter().all(|condition| condition.ok);
+    conditions.extend(admin.notes.iter().map(|note| Condition {
+        name: note.name,
+        ok: true,
+        why: (note.note)(),
+    }));
     let body = serde_json::json!({ "ready": ready, "conditions": conditions });
     (status_of(ready), Json(body)).into_response()
 }

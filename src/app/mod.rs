@@ -16,6 +16,7 @@ pub mod ledger;
 pub mod load;
 pub mod log_rate;
 mod otlp;
+mod policy_watch;
 pub mod process_metrics;
 mod router;
 pub mod schema;

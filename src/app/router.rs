@@ -51,6 +51,7 @@ async fn start(
         live: Vec::new(),
         // A router is ready when its listeners are bound, which they are, and the ring has members.
         ready: Vec::new(),
+        notes: Vec::new(),
         health: listeners.health(),
         // Lanes live in requests: when the last one is answered, nothing is left.
         done: Box::pin(async move {

@@ -1,5 +1,5 @@
 //! SIGTERM and SIGINT: the first asks for a clean stop, the second ends the process at once.
-//! SIGXFSZ: nothing; the write that it comes with fails, and who wrote knows what to do.
+//! SIGHUP is a worker's `policy_watch`'s. SIGXFSZ: nothing; the write that it comes with fails, and who wrote knows what to do.
 
 use std::io;
 

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::info;
 
-use crate::app::admin::{Admin, AdminListener, LiveCheck, ReadyCheck};
+use crate::app::admin::{Admin, AdminListener, LiveCheck, Note, ReadyCheck};
 use crate::app::process_metrics;
 use crate::app::settings::{ByteSize, MemoryOrigin, SharedConfig};
 use crate::cluster::{Discovery, DiscoveryConfig, DiscoveryMetrics, ViewHandle};
@@ -22,6 +22,7 @@ pub(super) struct Tier {
     pub(super) live: Vec<LiveCheck>,
     /// Beside a ring with members in it.
     pub(super) ready: Vec<ReadyCheck>,
+    pub(super) notes: Vec<Note>,
     pub(super) health: HealthHandle,
     /// Ends when it was asked to stop and has drained.
     pub(super) done: Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>,
@@ -72,6 +73,7 @@ pub(super) async fn run(
         registry: root,
         live: tier.live,
         ready,
+        notes: tier.notes,
     });
     let outcome = tier.done.await;
     health.abort();

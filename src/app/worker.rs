@@ -9,8 +9,9 @@ use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::app::admin::{LiveCheck, ReadyCheck};
+use crate::app::admin::{LiveCheck, Note, ReadyCheck};
 use crate::app::otlp::OtlpListeners;
+use crate::app::policy_watch::{PolicyState, PolicyWatch, hangups, without_a_file};
 use crate::app::settings::{Ack, LOG_SEGMENT_BYTES, OnPressure, WorkerConfig};
 use crate::app::tier::{self, Tier};
 use crate::cluster::ViewHandle;
@@ -64,6 +65,7 @@ async fn start(
     stopping: watch::Receiver<bool>,
 ) -> anyhow::Result<Tier> {
     let shared = &config.shared;
+    let hangups = hangups()?;
     let clock = SteadyClock::start();
     let lock = DirLock::acquire(&config.data_dir).context("--data-dir")?;
     let identity = lock.next_life(clock.now()).context("--data-dir")?;
@@ -135,6 +137,15 @@ async fn start(
     let listeners = OtlpListeners::bind(shared, &worker, &server_metrics, &budget).await?;
     let joining = tokio::spawn(keep_joined(Arc::clone(&worker)));
     let watching = tokio::spawn(watch_volume(Arc::clone(&worker), config.data_dir.clone()));
+    let policies = Arc::new(PolicyState::default());
+    let following = match config.policy_source.clone() {
+        Some(source) => {
+            let state = Arc::clone(&policies);
+            let watch = PolicyWatch::new(source, Arc::clone(&worker), clock, state);
+            tokio::spawn(watch.run(hangups))
+        }
+        None => tokio::spawn(without_a_file(hangups)),
+    };
     let live = (0..usize::from(config.shards))
         .map(|shard| {
             let worker = Arc::clone(&worker);
@@ -147,6 +158,10 @@ async fn start(
     Ok(Tier {
         live,
         ready: vec![is_member(config.name.clone(), view)],
+        notes: vec![Note {
+            name: "policies",
+            note: Box::new(move || policies.refusal()),
+        }],
         health: listeners.health(),
         done: Box::pin(async move {
             tokio::select! {
@@ -162,6 +177,7 @@ async fn start(
             }
             joining.abort();
             watching.abort();
+            following.abort();
             // Until here nobody else may open the data dir.
             drop(lock);
             match worker.sync_failure() {

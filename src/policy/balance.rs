@@ -33,6 +33,13 @@ impl Balance {
         }
     }
 
+    /// Goes on with what an earlier balance has left, at this rate and burst: a debt stays one.
+    pub(super) fn succeed(&mut self, earlier: &mut Self, now: Moment) {
+        self.left = earlier.settle(now).min(self.burst);
+        self.settled = earlier.settled;
+        self.share = earlier.share;
+    }
+
     pub(super) fn burst(&self) -> f64 {
         self.burst
     }

@@ -26,6 +26,14 @@ impl Bucket {
         }
     }
 
+    /// Goes on with what an earlier bucket has left.
+    pub(super) fn succeed(&mut self, earlier: &Self, now: Moment) {
+        let earned = now.since(earlier.last).as_secs_f64() * earlier.per_second;
+        let tokens = (earlier.tokens + earned).min(earlier.burst as f64);
+        self.tokens = tokens.min(self.burst as f64);
+        self.last = earlier.last.max(now);
+    }
+
     /// All of the trace or nothing; one that is larger than the burst never passes. A refusal
     /// changes nothing.
     pub(super) fn allows(&mut self, cost: u64, now: Moment) -> bool {
@@ -60,6 +68,15 @@ impl Seconds {
             counted: vec![0; of_each.len()],
             start: now,
             second: 0,
+        }
+    }
+
+    /// Goes on in the same second. `from`: which of the earlier policies each one was.
+    pub(super) fn succeed(&mut self, earlier: &Self, from: &[Option<usize>]) {
+        (self.start, self.second) = (earlier.start, earlier.second);
+        for (counted, from) in self.counted.iter_mut().zip(from) {
+            let before = from.and_then(|place| earlier.counted.get(place));
+            *counted = before.copied().unwrap_or(0);
         }
     }
 

@@ -70,6 +70,16 @@ impl CompositeWindow {
         }
     }
 
+    /// Goes on with what an earlier composite has left. `from`: which of its policies each one was.
+    pub(super) fn succeed(&mut self, earlier: &mut Self, from: &[Option<usize>], now: Moment) {
+        self.total.succeed(&mut earlier.total, now);
+        for (sub, from) in self.subs.iter_mut().zip(from) {
+            if let Some(before) = from.and_then(|place| earlier.subs.get_mut(place)) {
+                sub.succeed(before, now);
+            }
+        }
+    }
+
     /// One more candidate; opens a window if none is open.
     pub(super) fn ask(
         &mut self,

@@ -41,16 +41,18 @@ pub(super) enum Budget {
         per_second: u64,
         burst: u64,
     },
-    /// Spans of a composite and of each of its policies.
+    /// Spans of a composite and of each of its policies, which are told by their names.
     Shared {
         per_second: u64,
-        of_each: Vec<u64>,
+        of_each: Vec<(String, u64)>,
     },
 }
 
 /// One limit of the rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct LimitRule {
+    /// Names of the policies around it, and its own: by it a limit of later rules is the same one.
+    pub(super) path: Vec<String>,
     pub(super) budget: Budget,
     pub(super) scope: Scope,
     pub(super) compatibility: Compatibility,
@@ -59,6 +61,8 @@ pub(super) struct LimitRule {
 /// See the module. `K` says where an answer goes.
 #[derive(Debug, Clone)]
 pub struct Limits<K> {
+    /// Of the rules that these are the limits of.
+    version: u64,
     program: Arc<Program>,
     limits: Vec<Limit>,
     waiting: Vec<Option<Waiting<K>>>,
@@ -103,11 +107,34 @@ impl<K: Copy> Limits<K> {
             .map(|it| Limit::new(it, now))
             .collect();
         (!limits.is_empty()).then_some(Self {
+            version: rules.version,
             program,
             limits,
             waiting: Vec::new(),
             free: Vec::new(),
         })
+    }
+
+    /// The version of the rules that these are the limits of.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Ends for other rules: their limits go on with what those of the same name have left, debts
+    /// included. Windows are closed before; whoever still waits for one in debt is in `again`.
+    pub fn succeed(mut self, rules: &Rules, now: Moment, again: &mut Vec<K>) -> Option<Self> {
+        let waiting = std::mem::take(&mut self.waiting);
+        again.extend(waiting.into_iter().flatten().filter_map(|it| it.to));
+        let mut next = Self::of(rules, now)?;
+        let earlier = self.program.limits.iter().zip(&mut self.limits);
+        for (rule, limit) in earlier {
+            let same = |(later, _): &(&LimitRule, &mut Limit)| later.path == rule.path;
+            let later = next.program.limits.iter().zip(&mut next.limits);
+            if let Some((later, next)) = later.into_iter().find(same) {
+                next.succeed(later, limit, rule, now);
+            }
+        }
+        Some(next)
     }
 
     /// The rates are divided among the workers of a cluster: this one's share of the slots, 0 to 1.
@@ -277,16 +304,49 @@ impl Limit {
             Budget::Shared {
                 per_second,
                 of_each,
-            } if ours => Keeper::Composite(CompositeWindow::new(*per_second, of_each, now)),
-            Budget::Shared {
-                per_second,
-                of_each,
-            } => Keeper::Seconds(Seconds::new(*per_second, of_each, now)),
+            } => {
+                let rates: Vec<u64> = of_each.iter().map(|(_, rate)| *rate).collect();
+                if ours {
+                    Keeper::Composite(CompositeWindow::new(*per_second, &rates, now))
+                } else {
+                    Keeper::Seconds(Seconds::new(*per_second, &rates, now))
+                }
+            }
         };
         Self {
             scope: rule.scope,
             of_bytes: matches!(rule.budget, Budget::Bytes { .. }),
             keeper,
+        }
+    }
+
+    /// Nothing happens where an earlier limit counted something else.
+    fn succeed(&mut self, rule: &LimitRule, earlier: &mut Self, was: &LimitRule, now: Moment) {
+        if self.of_bytes != earlier.of_bytes {
+            return;
+        }
+        let from: Vec<Option<usize>> = match (&rule.budget, &was.budget) {
+            (
+                Budget::Shared { of_each, .. },
+                Budget::Shared {
+                    of_each: before, ..
+                },
+            ) => of_each
+                .iter()
+                .map(|(name, _)| before.iter().position(|(it, _)| it == name))
+                .collect(),
+            _ => Vec::new(),
+        };
+        match (&mut self.keeper, &mut earlier.keeper) {
+            (Keeper::Window(window), Keeper::Window(earlier)) => window.succeed(earlier, now),
+            (Keeper::Composite(window), Keeper::Composite(earlier)) => {
+                window.succeed(earlier, &from, now);
+            }
+            (Keeper::Bucket(bucket), Keeper::Bucket(earlier)) => bucket.succeed(earlier, now),
+            (Keeper::Seconds(seconds), Keeper::Seconds(earlier)) => {
+                seconds.succeed(earlier, &from);
+            }
+            _ => {}
         }
     }
 

@@ -126,6 +126,7 @@ impl Program {
             compatibility: settings.compatibility,
             needs: Needs::default(),
             limits: Vec::new(),
+            path: Vec::new(),
         };
         let mut program = Self {
             drops: Vec::new(),
@@ -135,7 +136,7 @@ impl Program {
         };
         for (index, policy) in policies.iter().enumerate() {
             let limits = compiler.limits.len();
-            let node = compiler.node(&policy.kind);
+            let node = compiler.policy(policy);
             let entry = Entry {
                 // Policies are at most a thousand.
                 policy: index as u16,
@@ -235,9 +236,18 @@ struct Compiler {
     compatibility: Compatibility,
     needs: Needs,
     limits: Vec<LimitRule>,
+    /// Names of the policies around the one at hand, and its own.
+    path: Vec<String>,
 }
 
 impl Compiler {
+    fn policy(&mut self, policy: &Policy) -> Node {
+        self.path.push(policy.name.clone());
+        let node = self.node(&policy.kind);
+        self.path.pop();
+        node
+    }
+
     fn node(&mut self, kind: &PolicyKind) -> Node {
         match kind {
             PolicyKind::AlwaysSample => Node::Fixed(true),
@@ -293,17 +303,17 @@ impl Compiler {
             PolicyKind::OttlCondition(it) => Node::Conditions(self.needs.ottl_condition(it)),
             PolicyKind::TraceFlags => self.seen(Needs::sampled_flag),
             PolicyKind::And(subs) => Node::And(self.nodes(subs)),
-            PolicyKind::Not(sub) => Node::Not(Box::new(self.node(&sub.kind))),
+            PolicyKind::Not(sub) => Node::Not(Box::new(self.policy(sub))),
             PolicyKind::Drop(subs) => Node::Drop(self.nodes(subs)),
             PolicyKind::Composite(composite) => {
                 let subs = composite.subs.iter();
-                let subs = subs.map(|sub| self.node(&sub.policy.kind)).collect();
+                let subs = subs.map(|sub| self.policy(&sub.policy)).collect();
                 let budget = Budget::Shared {
                     per_second: composite.max_spans_per_second,
                     of_each: composite
                         .subs
                         .iter()
-                        .map(|it| it.spans_per_second)
+                        .map(|it| (it.policy.name.clone(), it.spans_per_second))
                         .collect(),
                 };
                 let limit = self.new_limit(budget, composite.scope);
@@ -317,7 +327,7 @@ impl Compiler {
     }
 
     fn nodes(&mut self, subs: &[Policy]) -> Vec<Node> {
-        subs.iter().map(|sub| self.node(&sub.kind)).collect()
+        subs.iter().map(|sub| self.policy(sub)).collect()
     }
 
     fn seen(&mut self, fact: impl FnOnce(&mut Needs) -> Fact) -> Node {
@@ -334,6 +344,7 @@ impl Compiler {
     fn new_limit(&mut self, budget: Budget, scope: Scope) -> u16 {
         self.needs.want_randomness();
         self.limits.push(LimitRule {
+            path: self.path.clone(),
             budget,
             scope,
             compatibility: self.compatibility,

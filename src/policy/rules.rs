@@ -135,6 +135,27 @@ impl Rules {
         !self.needs.is_nothing()
     }
 
+    /// Whether a trace that came under other rules must be gone through again before it is judged by
+    /// these.
+    pub fn looks_back(&self) -> bool {
+        // A span-ingest policy votes on each fragment, whatever it reads of it.
+        self.reads_spans() || self.settings.strategy == Strategy::SpanIngest
+    }
+
+    /// Whether a state that `other` folded is what these rules would have folded.
+    pub fn folds_like(&self, other: &Self) -> bool {
+        let complete = Strategy::TraceComplete;
+        // Facts are numbered as they are asked for, so that equal needs have equal numbers.
+        self.needs == other.needs
+            && (self.settings.strategy, other.settings.strategy) == (complete, complete)
+    }
+
+    /// Whether a trace is complete when it would be by `other`, whose states are these rules' too.
+    pub fn completes_like(&self, other: &Self) -> bool {
+        self.timing == other.timing
+            && self.settings.trace_bytes_max == other.settings.trace_bytes_max
+    }
+
     /// Whether the trace has grown beyond `maximum_trace_size_bytes`, and is dropped.
     pub fn is_too_large(&self, state: &FoldState) -> bool {
         let max = self.settings.trace_bytes_max;
@@ -154,7 +175,33 @@ impl Rules {
         let bytes = state.bytes();
         *state = self.begin();
         self.fold(state, fragment, arrival);
-        state.add_bytes(bytes);
+        self.vote_alone(trace, state, spans, bytes)
+    }
+
+    /// [`Rules::vote_at_ingest`] over a fragment that was read back.
+    pub fn vote_at_ingest_stored<'a>(
+        &self,
+        trace: TraceId,
+        state: &mut FoldState,
+        spans: u32,
+        resource_header: &'a [u8],
+        scopes: impl Iterator<Item = (&'a [u8], &'a [u8])> + Clone,
+        arrival: Moment,
+    ) -> Option<Vote> {
+        let bytes = state.bytes();
+        *state = self.begin();
+        self.fold_stored(state, resource_header, scopes, arrival);
+        self.vote_alone(trace, state, spans, bytes)
+    }
+
+    fn vote_alone(
+        &self,
+        trace: TraceId,
+        state: &mut FoldState,
+        spans: u32,
+        bytes_before: u64,
+    ) -> Option<Vote> {
+        state.add_bytes(bytes_before);
         let state = &*state;
         self.program.at_ingest(Case {
             trace,

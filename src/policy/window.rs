@@ -56,6 +56,11 @@ impl Window {
         self.balance.set_share(share, now);
     }
 
+    /// Goes on with what an earlier window has left. Its candidates are whoever asked's.
+    pub(super) fn succeed(&mut self, earlier: &mut Self, now: Moment) {
+        self.balance.succeed(&mut earlier.balance, now);
+    }
+
     /// One more candidate; opens a window if none is open. Those that cannot be taken any more,
     /// whatever comes, go to `excluded` at once: so a window in debt holds no more than the burst
     /// has room for.

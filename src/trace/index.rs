@@ -44,6 +44,8 @@ pub struct TraceEntry {
     pub stage: Stage,
     /// What the policies remember of the spans that came before the verdict.
     pub state: FoldState,
+    /// Which of the shard's rules the state was folded by; see `worker::shard::refold`.
+    pub folded_by: u16,
     /// It is complete and stands before the limits.
     pub is_asking: bool,
     /// It is judged before its time, to make room.
@@ -113,6 +115,7 @@ impl TraceEntry {
     pub fn begin(now: Moment, stage: Stage, rules: &Rules) -> Self {
         Self {
             state: rules.begin(),
+            folded_by: 0,
             is_asking: false,
             is_early: false,
             first_seen: now,

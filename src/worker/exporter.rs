@@ -7,6 +7,7 @@
 
 use std::cmp::Ordering;
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -48,8 +49,8 @@ pub(crate) struct Exporter<D: Disk> {
     pub(crate) clock: SteadyClock,
     pub(crate) metrics: WorkerMetrics,
     pub(crate) dedup_seed: u64,
-    /// Whether spans without `th` were certain to come, as the rules say.
-    pub(crate) assume_unsampled_upstream: bool,
+    /// Whether spans without `th` were certain to come, as the rules in force say.
+    pub(crate) assume_unsampled_upstream: Arc<AtomicBool>,
     /// For messages.
     pub(crate) buffers: Arc<Buffers>,
     pub(crate) memory: Arc<ExportMemory>,
@@ -310,7 +311,7 @@ impl Reader {
             let weight = Weight::new(
                 export.decision.threshold,
                 Randomness::of(export.decision.trace),
-                exporter.assume_unsampled_upstream,
+                exporter.assume_unsampled_upstream.load(Relaxed),
             );
             // Only one that is larger than a message is cut: should the process end in between, the
             // log knows no way to say that the backend has the first part.

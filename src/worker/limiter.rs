@@ -1,7 +1,8 @@
 //! The one thread that holds a worker's limits: shards ask, windows close, answers go back.
 //!
 //! Off the path of what is appended: a shard never waits for it, and it never waits for a shard.
-//! Which candidates are taken is `policy`'s to say.
+//! Which candidates are taken is `policy`'s to say. The thread is there whether the rules have limits
+//! or not: the next ones may.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -31,6 +32,7 @@ type Asker = (u16, TraceId);
 #[derive(Debug)]
 enum Control {
     Share(f64),
+    Rules(Arc<Rules>, oneshot::Sender<()>),
     CloseEarly(oneshot::Sender<()>),
 }
 
@@ -39,12 +41,12 @@ enum Control {
 pub(crate) struct Asking(Sender<(u16, Ask)>);
 
 /// The worker's. When it is dropped the thread ends.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Limiter(Sender<Control>);
 
 /// What the thread is made of, before there are shards.
 pub(crate) struct Starting {
-    limits: Limits<Asker>,
+    limits: Option<Limits<Asker>>,
     asks: Receiver<(u16, Ask)>,
 }
 
@@ -57,11 +59,10 @@ impl Asking {
     }
 }
 
-/// [`None`] if these rules have no limit.
-pub(crate) fn prepare(rules: &Rules, clock: SteadyClock) -> Option<(Asking, Starting)> {
-    let limits = Limits::of(rules, clock.now())?;
+pub(crate) fn prepare(rules: &Rules, clock: SteadyClock) -> (Asking, Starting) {
+    let limits = Limits::of(rules, clock.now());
     let (sender, asks) = bounded(ASKS_MAX);
-    Some((Asking(sender), Starting { limits, asks }))
+    (Asking(sender), Starting { limits, asks })
 }
 
 impl Starting {
@@ -76,9 +77,11 @@ impl Starting {
             limits: self.limits,
             asks: self.asks,
             control,
+            share: 1.0,
             shards,
             clock,
             answers: Vec::new(),
+            again: Vec::new(),
         };
         let thread = std::thread::Builder::new()
             .name("limits".into())
@@ -93,6 +96,15 @@ impl Limiter {
         self.0.send(Control::Share(share)).ok();
     }
 
+    /// These rules' limits are asked from now on, and have what the earlier ones of their names have
+    /// left. When this returns, the shards have all answers that the earlier ones gave, and know who
+    /// must ask again. To be told before the shards are.
+    pub(crate) async fn set_rules(&self, rules: Arc<Rules>) {
+        let (reply, taken) = oneshot::channel();
+        self.0.send(Control::Rules(rules, reply)).ok();
+        taken.await.ok();
+    }
+
     /// Before a stop: every window that is not in debt answers now. The shards have the answers
     /// when this returns.
     pub(crate) async fn close_early(&self) {
@@ -103,12 +115,15 @@ impl Limiter {
 }
 
 struct Running {
-    limits: Limits<Asker>,
+    limits: Option<Limits<Asker>>,
     asks: Receiver<(u16, Ask)>,
     control: Receiver<Control>,
+    share: f64,
     shards: Arc<[ShardHandle]>,
     clock: SteadyClock,
     answers: Vec<Answer<Asker>>,
+    /// Who asked limits that are no more.
+    again: Vec<Asker>,
 }
 
 impl Running {
@@ -117,7 +132,8 @@ impl Running {
             let now = self.clock.now();
             let wait = self
                 .limits
-                .next_close()
+                .as_ref()
+                .and_then(Limits::next_close)
                 .map_or(IDLE, |at| at.since(now).min(IDLE));
             select! {
                 recv(self.control) -> control => match control {
@@ -132,7 +148,9 @@ impl Running {
                 default(wait) => {}
             }
             self.take_asks();
-            self.limits.close(self.clock.now(), &mut self.answers);
+            if let Some(limits) = &mut self.limits {
+                limits.close(self.clock.now(), &mut self.answers);
+            }
             self.answer();
             match self.control.recv_timeout(GATHERING) {
                 Ok(control) => self.control(control),
@@ -155,23 +173,59 @@ impl Running {
     fn ask(&mut self, (shard, ask): (u16, Ask)) {
         let to = ask.waits.then_some((shard, ask.of.trace));
         let now = self.clock.now();
-        self.limits.ask(ask.of, to, now, &mut self.answers);
+        match &mut self.limits {
+            Some(limits) if limits.version() == ask.rules_version => {
+                limits.ask(ask.of, to, now, &mut self.answers);
+            }
+            // Its shard does not have the new rules yet.
+            _ => self.again.extend(to),
+        }
     }
 
     fn control(&mut self, control: Control) {
         let now = self.clock.now();
         match control {
-            Control::Share(share) => self.limits.set_share(share, now),
-            Control::CloseEarly(reply) => {
-                self.take_asks();
-                self.limits.close_early(now, &mut self.answers);
+            Control::Share(share) => {
+                self.share = share;
+                if let Some(limits) = &mut self.limits {
+                    limits.set_share(share, now);
+                }
+            }
+            Control::Rules(rules, reply) => {
+                self.close_early();
+                let earlier = self.limits.take();
+                self.limits = match earlier {
+                    Some(limits) => limits.succeed(&rules, now, &mut self.again),
+                    None => Limits::of(&rules, now),
+                };
+                if let Some(limits) = &mut self.limits {
+                    limits.set_share(self.share, now);
+                }
                 self.answer();
+                reply.send(()).ok();
+            }
+            Control::CloseEarly(reply) => {
+                self.close_early();
                 reply.send(()).ok();
             }
         }
     }
 
+    fn close_early(&mut self) {
+        self.take_asks();
+        if let Some(limits) = &mut self.limits {
+            limits.close_early(self.clock.now(), &mut self.answers);
+        }
+        self.answer();
+    }
+
     fn answer(&mut self) {
+        for (shard, trace) in self.again.drain(..) {
+            self.shards[usize::from(shard)].ask_limits_again(trace);
+        }
+        let Some(version) = self.limits.as_ref().map(Limits::version) else {
+            return;
+        };
         let mut for_shards: Vec<Vec<(TraceId, LimitAnswers)>> = vec![Vec::new(); self.shards.len()];
         for answer in self.answers.drain(..) {
             let (shard, trace) = answer.to;
@@ -179,7 +233,7 @@ impl Running {
         }
         for (shard, answers) in self.shards.iter().zip(for_shards) {
             if !answers.is_empty() {
-                shard.answer_limits(answers);
+                shard.answer_limits(version, answers);
             }
         }
     }

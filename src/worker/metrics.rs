@@ -12,6 +12,7 @@ use crate::policy::Rules;
 use crate::trace::DecideReason;
 use crate::wire::{RejectReason, Unwritten, UnwrittenSpans};
 use crate::worker::dead_letters::DeadLetterMetrics;
+use crate::worker::reload::ReloadMetrics;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RejectLabels {
@@ -171,6 +172,7 @@ pub struct WorkerMetrics {
     pub log_damaged_records: Counter,
     pub forwards_failed: Counter,
     pub dead_letters: DeadLetterMetrics,
+    pub reload: ReloadMetrics,
 }
 
 impl WorkerMetrics {
@@ -379,6 +381,7 @@ impl WorkerMetrics {
                 "Records that the start found damaged, and skipped",
             ),
             dead_letters: DeadLetterMetrics::register(registry),
+            reload: ReloadMetrics::register(registry),
             forwards_failed: counter(
                 registry,
                 "worker_forwards_failed",
@@ -399,6 +402,20 @@ impl WorkerMetrics {
             )
         });
         KeptByPolicy(counters.collect())
+    }
+
+    /// The policies that later rules do not have lose their counters, or a worker would collect those
+    /// of all names that ever were.
+    pub(crate) fn forget_policies(&self, earlier: &Rules, later: &Rules) {
+        let stays = |name: &String| later.policies.iter().any(|it| it.name == *name);
+        let gone = earlier.policies.iter().map(|it| &it.name);
+        for policy in gone.filter(|name| !stays(name)) {
+            let labels = PolicyLabels {
+                policy: policy.clone(),
+            };
+            self.traces_kept.remove(&labels);
+            self.spans_kept.remove(&labels);
+        }
     }
 
     pub fn rejected(&self, reason: RejectReason, spans: u64) {

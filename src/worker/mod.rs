@@ -4,7 +4,7 @@
 //! machine that owns traces) → `shard_thread` and `disk` (the threads that run it and write for it)
 //! → `limiter` (the limits that all shards ask) → `exporter` and `message` (from a verdict to the
 //! backend's OK; `export_memory` says when they may) → `isolation` and `dead_letters` (what the backend refuses) → `export` (destinations).
-//! `footers` spares the next start time. `forward` passes on what belongs to others. `simulated` runs
+//! `reload` changes the rules of a worker that runs, `refolder` reads back what undecided traces need for it. `footers` spares the next start time. `forward` passes on what belongs to others. `simulated` runs
 //! the same shards in one thread, for `tests/crash`.
 
 pub mod export;
@@ -20,6 +20,8 @@ mod isolation;
 mod limiter;
 mod message;
 mod metrics;
+mod refolder;
+mod reload;
 pub mod shard;
 mod shard_thread;
 mod simulated;
@@ -27,6 +29,7 @@ mod start;
 
 pub use disk::AckLevel;
 pub use metrics::WorkerMetrics;
+pub use reload::{ReloadMetrics, ReloadOutcome};
 pub use shard::OnPressure;
 pub use simulated::{SimulatedAnswer, SimulatedWorker};
 pub use start::{StartError, Worker, WorkerConfig};

@@ -15,11 +15,12 @@ use tokio::sync::oneshot;
 use crate::log::{Disk, Volume};
 use crate::model::{Moment, SteadyClock, TraceId};
 use crate::net::admission::Permit;
-use crate::policy::LimitAnswers;
+use crate::policy::{LimitAnswers, Rules};
 use crate::worker::disk::{self, AckLevel, DiskBatch, DiskDone};
 use crate::worker::ingest::Incoming;
 use crate::worker::limiter::Asking;
-use crate::worker::shard::{AppendRefused, ExportWork, Placement, Shard};
+use crate::worker::refolder::Refolding;
+use crate::worker::shard::{AppendRefused, ExportWork, Placement, RefoldWork, Shard};
 
 #[cfg(test)]
 mod tests;
@@ -59,7 +60,10 @@ enum Control {
     Exported(ExportWork),
     PutBack(ExportWork),
     Deciding(bool),
-    Limited(Vec<(TraceId, LimitAnswers)>),
+    /// From the limits of rules of this version.
+    Limited(u64, Vec<(TraceId, LimitAnswers)>),
+    AskAgain(TraceId),
+    Rules(Arc<Rules>, oneshot::Sender<()>),
     AwaitingExport(oneshot::Sender<usize>),
     StopExports,
     Stop(oneshot::Sender<()>),
@@ -132,9 +136,21 @@ impl ShardHandle {
         self.control.send(Control::Deciding(deciding)).ok();
     }
 
-    /// What the limits said to traces that asked.
-    pub(crate) fn answer_limits(&self, answers: Vec<(TraceId, LimitAnswers)>) {
-        self.control.send(Control::Limited(answers)).ok();
+    /// What the limits of these rules said to traces that asked.
+    pub(crate) fn answer_limits(&self, version: u64, answers: Vec<(TraceId, LimitAnswers)>) {
+        self.control.send(Control::Limited(version, answers)).ok();
+    }
+
+    /// The limits that this trace asked are no more.
+    pub(crate) fn ask_limits_again(&self, trace: TraceId) {
+        self.control.send(Control::AskAgain(trace)).ok();
+    }
+
+    /// These rules are in force when the answer is there.
+    pub(crate) fn set_rules(&self, rules: Arc<Rules>) -> oneshot::Receiver<()> {
+        let (reply, taken) = oneshot::channel();
+        self.control.send(Control::Rules(rules, reply)).ok();
+        taken
     }
 
     /// When the shard last went round.
@@ -167,17 +183,22 @@ impl ShardHandle {
     }
 }
 
-/// Starts the two threads of a shard. `asking` is there if its rules have limits.
+/// Starts the two threads of a shard.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "what a shard stands between, each once"
+)]
 pub(crate) fn spawn<D: Disk>(
     number: u16,
     shard: Shard,
     asking: Option<Asking>,
+    refolding: Refolding,
     memory: Permit,
     clock: SteadyClock,
     volume: Arc<Volume<D>>,
     level: AckLevel,
 ) -> std::io::Result<(ShardHandle, [JoinHandle<()>; 2])> {
-    let (handle, running, disk) = prepare(number, shard, asking, memory, clock.now());
+    let (handle, running, disk) = prepare(number, shard, asking, refolding, memory, clock.now());
     let disk = disk::spawn(number, volume, level, disk.batches, disk.done)?;
     let thread = std::thread::Builder::new()
         .name(format!("shard-{number}"))
@@ -196,6 +217,7 @@ pub(crate) fn prepare(
     number: u16,
     shard: Shard,
     asking: Option<Asking>,
+    refolding: Refolding,
     memory: Permit,
     now: Moment,
 ) -> (ShardHandle, Running, DiskEnd) {
@@ -208,6 +230,8 @@ pub(crate) fn prepare(
         number,
         shard,
         asking,
+        refolding,
+        refolded: unbounded(),
         now,
         data,
         control,
@@ -243,6 +267,7 @@ fn data_queue() -> (Sender<Append>, Receiver<Append>) {
 #[derive(Default)]
 pub(crate) struct First {
     done: Option<DiskDone>,
+    refolded: Option<RefoldWork>,
     control: Option<Control>,
     append: Option<Append>,
 }
@@ -257,6 +282,9 @@ pub(crate) struct Running {
     number: u16,
     shard: Shard,
     asking: Option<Asking>,
+    refolding: Refolding,
+    /// What it sent back. Bounded by what the shard hands out; whoever carries a work out has a sender.
+    refolded: (Sender<RefoldWork>, Receiver<RefoldWork>),
     /// When this turn began.
     now: Moment,
     data: Receiver<Append>,
@@ -304,6 +332,7 @@ impl Running {
                     // Nobody holds a handle: nobody will ever ask for anything again.
                     Err(_) => return,
                 },
+                recv(self.refolded.1) -> refolded => first.refolded = refolded.ok(),
                 recv(data) -> append => first.append = append.ok(),
                 default(wait) => {}
             }
@@ -320,6 +349,9 @@ impl Running {
         if let Some(done) = first.done {
             self.batch_done(done);
         }
+        if let Some(refolded) = first.refolded {
+            self.shard.refolded(refolded, now);
+        }
         if let Some(control) = first.control {
             self.control(control);
         }
@@ -328,6 +360,9 @@ impl Running {
         }
         while let Ok(done) = self.done.try_recv() {
             self.batch_done(done);
+        }
+        while let Ok(refolded) = self.refolded.1.try_recv() {
+            self.shard.refolded(refolded, now);
         }
         while let Ok(control) = self.control.try_recv() {
             self.control(control);
@@ -340,6 +375,9 @@ impl Running {
         self.shard.tick(now);
         self.memory.recharge(self.shard.memory_bytes() as u64);
         self.ask_limits();
+        while let Some(work) = self.shard.next_refold(now) {
+            self.refolding.hand_out(work, self.refolded.0.clone());
+        }
         self.hand_over();
         self.answer_pulls();
     }
@@ -408,10 +446,20 @@ impl Running {
             Control::Exported(work) => self.shard.exported(work, now),
             Control::PutBack(work) => self.shard.put_back(work, now),
             Control::Deciding(deciding) => self.shard.set_deciding(deciding),
-            Control::Limited(answers) => {
+            Control::Limited(version, answers) if version == self.shard.rules_version() => {
                 for (trace, answers) in answers {
                     self.shard.answered(trace, &answers, now);
                 }
+            }
+            Control::Limited(_, answers) => {
+                for (trace, _) in answers {
+                    self.shard.ask_again(trace, now);
+                }
+            }
+            Control::AskAgain(trace) => self.shard.ask_again(trace, now),
+            Control::Rules(rules, reply) => {
+                self.shard.set_rules(rules, now);
+                reply.send(()).ok();
             }
             Control::AwaitingExport(reply) => {
                 reply.send(self.shard.awaiting_export()).ok();

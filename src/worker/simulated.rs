@@ -15,6 +15,7 @@ use crate::policy::Rules;
 use crate::wire::ScanLimits;
 use crate::worker::disk;
 use crate::worker::ingest::{Incoming, shard_of};
+use crate::worker::refolder::{self, Jobs};
 use crate::worker::shard::{AppendRefused, ExportWork, Placement, Shard};
 use crate::worker::shard_thread::{self, DiskEnd, First, Running, ShardHandle};
 use crate::worker::start::{Opened, open};
@@ -26,6 +27,7 @@ pub struct SimulatedWorker<D: Disk> {
     space: Arc<Space>,
     volume: Arc<Volume<D>>,
     recovery: RecoveryReport,
+    metrics: WorkerMetrics,
     shards: Vec<SimulatedShard>,
     footed: VecDeque<Footed>,
 }
@@ -34,6 +36,7 @@ struct SimulatedShard {
     handle: ShardHandle,
     running: Running,
     disk: DiskEnd,
+    jobs: Jobs,
 }
 
 /// What a client waits for.
@@ -76,13 +79,16 @@ impl<D: Disk> SimulatedWorker<D> {
         } = open(config, disk, rules, metrics, secret)?;
         let start = |(number, mut shard): (usize, Shard)| {
             shard.recovered(now);
+            let memory = config.budget.charge(0);
+            let (refolding, jobs) = refolder::queue();
             let (handle, running, disk) =
-                shard_thread::prepare(number as u16, shard, None, config.budget.charge(0), now);
+                shard_thread::prepare(number as u16, shard, None, refolding, memory, now);
             handle.set_deciding(true);
             SimulatedShard {
                 handle,
                 running,
                 disk,
+                jobs,
             }
         };
         Ok(Self {
@@ -90,6 +96,7 @@ impl<D: Disk> SimulatedWorker<D> {
             space,
             volume,
             recovery,
+            metrics: metrics.clone(),
             shards: shards.into_iter().enumerate().map(start).collect(),
             footed: VecDeque::new(),
         })
@@ -146,6 +153,26 @@ impl<D: Disk> SimulatedWorker<D> {
         let was_waiting = !shard.disk.batches.is_empty();
         shard.running.turn(First::default(), now);
         !was_waiting && !shard.disk.batches.is_empty()
+    }
+
+    /// Other rules, from each shard's next turn on.
+    pub fn set_rules(&self, rules: &Arc<Rules>) {
+        for shard in &self.shards {
+            drop(shard.handle.set_rules(Arc::clone(rules)));
+        }
+    }
+
+    /// The refolder carries out a work of a shard, which hears of it in its next turn. False if there
+    /// is none.
+    pub fn refold(&self, shard: usize) -> bool {
+        let jobs = &self.shards[shard].jobs;
+        jobs.carry_out_one(&self.volume, &self.metrics.reload)
+    }
+
+    /// The trace is complete, and its verdict waits until it is folded again.
+    pub fn waits_for_fold(&self, trace: TraceId) -> bool {
+        let shard = &self.shards[self.shard_of(trace)];
+        shard.running.shard().waits_for_fold(trace)
     }
 
     /// A shard's disk thread carries out the batch it has. `None` if it has none; true if all of

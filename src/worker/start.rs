@@ -27,6 +27,7 @@ use crate::worker::ingest::shard_of;
 use crate::worker::isolation::Trust;
 use crate::worker::limiter::{self, Limiter};
 use crate::worker::metrics::WorkerMetrics;
+use crate::worker::refolder;
 use crate::worker::shard::{OnPressure, Shard, ShardConfig};
 use crate::worker::shard_thread::{self, ShardHandle};
 
@@ -79,7 +80,11 @@ pub struct Worker {
     sync_failure: Arc<SyncFailure>,
     unfinished: Arc<Unfinished>,
     deciding: AtomicBool,
-    /// If the rules have limits; with the view by which they were last divided.
+    /// Those in force.
+    pub(crate) rules: tokio::sync::Mutex<Arc<Rules>>,
+    /// What they say of it, for exporters.
+    pub(crate) assume_unsampled_upstream: Arc<AtomicBool>,
+    /// Until the stop; with the view by which limits were last divided.
     limiter: Mutex<Option<(Limiter, Option<Fingerprint>)>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     exporters: Mutex<Vec<tokio::task::JoinHandle<()>>>,
@@ -126,13 +131,15 @@ impl Worker {
         } = open(&config, disk, &rules, &metrics, secret)?;
         let mut handles = Vec::with_capacity(shards.len());
         let mut threads = Vec::new();
-        let (asking, limits) = limiter::prepare(&rules, clock).unzip();
+        let (asking, limits) = limiter::prepare(&rules, clock);
+        let (refolding, jobs) = refolder::queue();
         for (number, mut shard) in shards.into_iter().enumerate() {
             shard.recovered(clock.now());
             let (handle, pair) = shard_thread::spawn(
                 number as u16,
                 shard,
-                asking.clone(),
+                Some(asking.clone()),
+                refolding.clone(),
                 config.budget.charge(0),
                 clock,
                 volume.clone(),
@@ -142,20 +149,25 @@ impl Worker {
             handles.push(handle);
         }
         threads.push(footers::spawn(volume.clone(), config.ack, clock)?);
-        let limiter = match limits {
-            Some(limits) => {
-                let (limiter, thread) = limits.spawn(handles.clone().into(), clock)?;
-                threads.push(thread);
-                Some(limiter)
-            }
-            None => None,
-        };
+        let (limiter, thread) = limits.spawn(handles.clone().into(), clock)?;
+        threads.push(thread);
+        let budget = Arc::clone(&config.budget);
+        let reload = metrics.reload.clone();
+        reload.in_force(&rules);
+        threads.push(refolder::spawn(
+            jobs,
+            volume.clone(),
+            budget,
+            clock,
+            reload,
+        )?);
         let letters = DeadLetters::new(
             volume.clone(),
             config.log_max_bytes,
             metrics.dead_letters.clone(),
         );
         let letters = Arc::new(letters);
+        let unsampled = Arc::new(AtomicBool::new(rules.settings.assume_unsampled_upstream));
         let (trust, begun) = (Arc::new(Trust::default()), Arc::new(Begun::default()));
         let messages = Buffers::new(SPARE_MESSAGES, SPARE_MESSAGE_BYTES_MAX);
         let memory = ExportMemory::new(&config.budget, config.export_memory_bytes);
@@ -174,7 +186,7 @@ impl Worker {
                     clock,
                     metrics: metrics.clone(),
                     dedup_seed: secret,
-                    assume_unsampled_upstream: rules.settings.assume_unsampled_upstream,
+                    assume_unsampled_upstream: unsampled.clone(),
                     buffers: messages.clone(),
                     memory: memory.clone(),
                 }
@@ -195,7 +207,9 @@ impl Worker {
             sync_failure: volume.sync_failure().clone(),
             unfinished: volume.unfinished().clone(),
             deciding: AtomicBool::new(false),
-            limiter: Mutex::new(limiter.map(|limiter| (limiter, None))),
+            rules: tokio::sync::Mutex::new(rules),
+            assume_unsampled_upstream: unsampled,
+            limiter: Mutex::new(Some((limiter, None))),
             threads: Mutex::new(threads),
             exporters: Mutex::new(exporters),
             parsed: Mutex::default(),
@@ -246,6 +260,12 @@ impl Worker {
             limiter.set_share(f64::from(slots) / SLOTS as f64);
             *divided_by = Some(view.fingerprint());
         }
+    }
+
+    /// Until the stop.
+    pub(crate) fn limiter(&self) -> Option<Limiter> {
+        let limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
+        limiter.as_ref().map(|(limiter, _)| limiter.clone())
     }
 
     /// Since when each shard has not gone round.

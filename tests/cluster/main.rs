@@ -20,5 +20,6 @@ mod dns;
 mod failures;
 mod fsync;
 mod process;
+mod reload;
 mod start;
 mod whole;

@@ -92,9 +92,15 @@ fn rules(plan: &Plan, life: u32, draw: u32) -> Arc<Rules> {
         2 => 50,
         _ => 100,
     };
+    // Never true of these spans; but whoever asks must read them again.
+    let more = match draw / 5 % 3 {
+        0 => "",
+        1 => "  - {name: errors, type: status_code, status_code: {status_codes: [ERROR]}}\n",
+        _ => "  - {name: slow, type: latency, latency: {threshold_ms: 3600000}}\n",
+    };
     let text = format!(
         "decision_wait: {}s\n{quiet}policies:\n  - name: of-life-{life}\n    type: probabilistic\n    \
-         probabilistic:\n      sampling_percentage: {share}\n",
+         probabilistic:\n      sampling_percentage: {share}\n{more}",
         plan.decision_wait.as_secs()
     );
     Arc::new(tailring::policy::parse(&text).expect("legal rules").rules)
@@ -240,6 +246,13 @@ impl<'a> Lives<'a> {
                     self.deliver(shard, work, cut);
                 }
             }
+            Step::Reload(draw) => {
+                let rules = rules(self.plan, self.life, draw);
+                self.worker.set_rules(&rules);
+            }
+            Step::Refold(shard) => {
+                self.worker.refold(shard % self.shards);
+            }
             Step::Fault(fault) => match fault {
                 Fault::WritesAfter(writes) => self.disk.fail_writes_after(Some(writes)),
                 Fault::Syncs => self.disk.fail_syncs(true),
@@ -300,6 +313,9 @@ impl<'a> Lives<'a> {
         for (number, trace) in self.plan.traces.iter().enumerate() {
             if self.worker.shard_of(*trace) == shard {
                 let known = self.worker.verdict(*trace);
+                if known.is_none() && self.worker.waits_for_fold(*trace) {
+                    continue; // late, and by no other rules' state
+                }
                 self.books.look(self.plan, number, shard, known, self.now);
             }
         }
@@ -553,6 +569,9 @@ impl<'a> Lives<'a> {
         for shard in 0..self.shards {
             self.turn(shard);
             self.write(shard);
+            while self.worker.refold(shard) {
+                self.turn(shard);
+            }
             self.turn(shard);
             self.write(shard);
             while let Some(work) = self.worker.pull(shard, u64::MAX, 100, self.now) {

@@ -64,6 +64,10 @@ pub(crate) enum Step {
         cut: Option<(usize, usize)>,
     },
     Fault(Fault),
+    /// Other policies, drawn.
+    Reload(u32),
+    /// A piece of a shard's work for the refolder.
+    Refold(usize),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -108,7 +112,7 @@ impl Plan {
             drop_retain: Duration::from_secs([0, 2, 30][random.random_range(0..3)]),
             traces,
             requests,
-            steps: steps(random, length, is_faulty),
+            steps: with_reloads(seed, steps(random, length, is_faulty)),
             keeps_all: false,
             is_told: false,
         }
@@ -159,6 +163,22 @@ pub(crate) fn steps(random: &mut SmallRng, length: usize, is_faulty: bool) -> Ve
     }
     steps.push(Step::Fault(Fault::Healed));
     steps
+}
+
+/// Policies that change now and then, among the steps. Drawn by themselves: the rest of a plan is what it
+/// would be without.
+fn with_reloads(seed: u64, steps: Vec<Step>) -> Vec<Step> {
+    let mut random = SmallRng::seed_from_u64(seed ^ 0x7265_6c6f_6164);
+    let mut all = Vec::with_capacity(2 * steps.len());
+    for step in steps {
+        match random.random_range(0..12) {
+            0 => all.push(Step::Reload(random.random())),
+            1..4 => all.push(Step::Refold(random.random_range(0..6))),
+            _ => {}
+        }
+        all.push(step);
+    }
+    all
 }
 
 impl Request {

@@ -8,7 +8,8 @@ use http::HeaderMap;
 
 use crate::app::settings::reader::{Reader, router_limit_min};
 use crate::app::settings::{
-    ByteSize, ListenAddress, MemoryPlan, RouterArgs, Surroundings, WorkerArgs, WrongSettings,
+    ByteSize, ListenAddress, MemoryPlan, PolicySource, RouterArgs, Surroundings, WorkerArgs,
+    WrongSettings,
 };
 use crate::app::telemetry::LogFilter;
 use crate::cluster::Source;
@@ -44,6 +45,8 @@ pub struct WorkerConfig {
     pub rules: Rules,
     /// About the policy file; to be logged.
     pub policy_notices: Vec<Notice>,
+    /// [`None`] without `--policies`.
+    pub policy_source: Option<PolicySource>,
     /// As written; it may not be there yet.
     pub data_dir: PathBuf,
     pub log_max_bytes: ByteSize,

@@ -1,34 +1,16 @@
-//! The files that settings name: the ring's seed, the export's headers, the policies.
+//! The files that settings name and that are read once: the ring's seed, the export's headers.
 
 use std::path::Path;
 
 use http::HeaderMap;
 
 use crate::app::settings::Surroundings;
-use crate::policy::{Mistake, Notice, Parsed, Rules, TOLD_MAX};
 use crate::ring::Seed;
 use crate::worker::export::parse_headers;
-
-/// The policy file with its notices.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct PolicyFile {
-    pub(super) rules: Rules,
-    pub(super) notices: Vec<Notice>,
-}
-
-/// Why a policy file cannot be used.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PolicyFileError {
-    /// Continues "FILE": "cannot be read: …".
-    Unreadable(String),
-    Refused(Vec<Mistake>),
-}
 
 const SEED_BYTES_MIN: usize = 16;
 const SEED_FILE_BYTES_MAX: u64 = 4 << 10;
 const HEADER_FILE_BYTES_MAX: u64 = 64 << 10;
-/// A ConfigMap holds one MiB.
-const POLICY_FILE_BYTES_MAX: u64 = 4 << 20;
 
 /// The whole content, without the white space around it that editors and `echo` add, hashed.
 pub(super) fn read_seed(machine: &impl Surroundings, path: &str) -> Result<Seed, String> {
@@ -59,45 +41,6 @@ pub(super) fn read_headers(machine: &impl Surroundings, path: &str) -> Result<He
         }
         problem
     })
-}
-
-pub(super) fn read_policies(machine: &impl Surroundings, path: &str) -> Result<PolicyFile, String> {
-    match load_policies(machine, path) {
-        Ok(parsed) => Ok(PolicyFile {
-            rules: parsed.rules,
-            notices: parsed.notices,
-        }),
-        Err(error) => Err(error.describe(path)),
-    }
-}
-
-/// A policy file as every command reads it.
-pub fn load_policies(machine: &impl Surroundings, path: &str) -> Result<Parsed, PolicyFileError> {
-    let unreadable = PolicyFileError::Unreadable;
-    let content = read(machine, path, POLICY_FILE_BYTES_MAX).map_err(unreadable)?;
-    let text = std::str::from_utf8(&content)
-        .map_err(|error| unreadable(format!("is not UTF-8 at byte {}", error.valid_up_to())))?;
-    crate::policy::parse(text).map_err(PolicyFileError::Refused)
-}
-
-impl PolicyFileError {
-    /// Continues "FILE": "has 2 mistakes", with each of them in a line of its own.
-    pub fn describe(&self, path: &str) -> String {
-        let mistakes = match self {
-            Self::Unreadable(problem) => return problem.clone(),
-            Self::Refused(mistakes) => mistakes,
-        };
-        let mut problem = match mistakes.len() {
-            1 => "has a mistake".to_owned(),
-            count if count > TOLD_MAX => format!("has more than {TOLD_MAX} mistakes"),
-            count => format!("has {count} mistakes"),
-        };
-        for mistake in mistakes {
-            let mistake = mistake.to_string().replace('\n', "\n  ");
-            problem.push_str(&format!("\n{path}:{mistake}"));
-        }
-        problem
-    }
 }
 
 fn read(machine: &impl Surroundings, path: &str, bytes_max: u64) -> Result<Vec<u8>, String> {

@@ -10,6 +10,7 @@ mod config;
 mod files;
 mod listen;
 mod memory_plan;
+mod policy_file;
 mod reader;
 mod surroundings;
 mod wrong;
@@ -20,8 +21,8 @@ pub use config::{
     Ack, LOG_SEGMENT_BYTES, MemoryLimit, MemoryOrigin, OnPressure, RouterConfig, SharedConfig,
     WorkerConfig,
 };
-pub use files::{PolicyFileError, load_policies};
 pub use listen::{ListenAddress, ListenAddressError};
 pub use memory_plan::MemoryPlan;
+pub use policy_file::{ContentHash, PolicyFileError, PolicySource, PolicyText, load_policies};
 pub use surroundings::{Machine, Surroundings, Volume};
 pub use wrong::{WrongSetting, WrongSettings};

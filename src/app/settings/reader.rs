@@ -7,17 +7,17 @@ use std::time::Duration;
 
 use http::HeaderMap;
 
-use crate::app::settings::files::{PolicyFile, read_headers, read_policies, read_seed};
+use crate::app::settings::files::{read_headers, read_seed};
 use crate::app::settings::surroundings::{MemoryBound, full_host_name, memory_bound};
 use crate::app::settings::{
     Ack, ByteSize, LOG_SEGMENT_BYTES, ListenAddress, MemoryLimit, MemoryOrigin, MemoryPlan,
-    OnPressure, SharedArgs, SharedConfig, Surroundings, Volume, WorkerArgs, WorkerConfig,
-    WrongSetting, WrongSettings,
+    OnPressure, PolicySource, PolicyText, SharedArgs, SharedConfig, Surroundings, Volume,
+    WorkerArgs, WorkerConfig, WrongSetting, WrongSettings,
 };
 use crate::app::telemetry::LogFilter;
 use crate::cluster::Source;
 use crate::model::{Member, parse_go_duration};
-use crate::policy::Rules;
+use crate::policy::{Parsed, Rules};
 use crate::ring::Seed;
 use crate::worker::export::{ExportTarget, ExportTargetError};
 
@@ -128,12 +128,13 @@ impl<'a, S: Surroundings> Reader<'a, S> {
         );
         let shared = self.shared(&args.shared, MemoryPlan::limit_min);
         let memory = self.memory(shared.as_ref(), log, decisions);
-        let policies = policies?;
+        let (policies, policy_source) = policies?;
         Some(WorkerConfig {
             shared: shared?,
             name: name?,
             rules: policies.rules,
             policy_notices: policies.notices,
+            policy_source,
             data_dir: data_dir?,
             log_max_bytes: log?.bytes_max,
             log_is_memory: log?.is_memory,
@@ -284,15 +285,22 @@ impl<'a, S: Surroundings> Reader<'a, S> {
         }
     }
 
-    fn policies(&mut self, value: Option<&str>) -> Option<PolicyFile> {
+    fn policies(&mut self, value: Option<&str>) -> Option<(Parsed, Option<PolicySource>)> {
         let Some(path) = value else {
-            return Some(PolicyFile {
+            let file = Parsed {
                 rules: Rules::keep_everything(),
                 notices: Vec::new(),
-            });
+            };
+            return Some((file, None));
         };
-        read_policies(self.machine, path)
-            .map_err(|problem| self.note("--policies", value, problem))
+        let file = PolicyText::read(self.machine, path).and_then(|text| {
+            let source = PolicySource {
+                path: path.to_owned(),
+                content: text.content,
+            };
+            Ok((text.parse()?, Some(source)))
+        });
+        file.map_err(|error| self.note("--policies", value, error.describe(path)))
             .ok()
     }
 

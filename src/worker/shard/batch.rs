@@ -105,6 +105,7 @@ impl Shard {
                 *wait = last;
             }
         }
+        self.refold.wait_for(last, self.written_before);
         for dropped in &mut self.retained {
             if dropped.batch >= self.written_before {
                 dropped.batch = last;
@@ -147,6 +148,8 @@ impl Shard {
             entry.span_bytes -= u64::from(span_bytes);
             let undecided = entry.stage == Stage::Undecided;
             let empty = entry.fragments().is_empty();
+            // What was lost is in the state, and its client will bring it again.
+            entry.folded_by = self.refold.earlier_generation();
             self.index.uncount_fragments(lost);
             if undecided {
                 self.index.uncount_spans(spans);

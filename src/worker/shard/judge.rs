@@ -17,6 +17,8 @@ pub struct Ask {
     pub of: Complete,
     /// Whether the trace waits for the answer; else it is only charged.
     pub waits: bool,
+    /// Of the rules whose limits are asked.
+    pub rules_version: u64,
 }
 
 /// So many may stand before the door of the limits without being asked for an answer. Beyond it
@@ -46,6 +48,16 @@ impl Shard {
 
     /// The trace is complete.
     pub(super) fn judge(&mut self, trace: TraceId, now: Moment) {
+        let entry = self.index.get(trace);
+        if entry.is_some_and(|entry| self.refold.is_behind(entry, &self.rules)) {
+            self.fold_first(trace);
+        } else {
+            self.judge_folded(trace, now);
+        }
+    }
+
+    /// And its state is that of the rules in force.
+    pub(super) fn judge_folded(&mut self, trace: TraceId, now: Moment) {
         let Some(entry) = self.index.get_mut(trace) else {
             return;
         };
@@ -61,6 +73,7 @@ impl Shard {
                     spans: entry.spans,
                 },
                 waits,
+                rules_version: self.rules.version,
             });
         }
         if !waits {
@@ -96,11 +109,22 @@ impl Shard {
         self.decide(trace, vote, now);
     }
 
+    /// The limits that this trace waits for are no more: it is judged anew.
+    pub fn ask_again(&mut self, trace: TraceId, now: Moment) {
+        if let Some(entry) = self.index.get_mut(trace)
+            && entry.stage == Stage::Undecided
+            && std::mem::take(&mut entry.is_asking)
+        {
+            self.deadlines.push(now, trace);
+        }
+    }
+
     pub(super) fn due(&self, entry: &TraceEntry) -> (Moment, DecideReason) {
+        let is_behind = self.refold.is_behind(entry, &self.rules);
         // A trace that grew to its bound while nothing was decided is due at once.
         if entry.spans >= self.config.trace_spans_max
             || entry.span_bytes >= self.config.trace_bytes_max
-            || self.rules.is_too_large(&entry.state)
+            || !is_behind && self.rules.is_too_large(&entry.state)
         {
             return (entry.last_seen, DecideReason::TraceBound);
         }

@@ -4,7 +4,8 @@
 //! are bytes for the disk ([`Shard::take_batch`]) and work for exporters ([`Shard::pull`]). It
 //! never waits. What it hands out is confirmed or taken back later: a batch by
 //! [`Shard::batch_written`] or [`Shard::batch_failed`], an export by [`Shard::exported`] or
-//! [`Shard::put_back`], a question to the limits ([`Shard::next_ask`]) by [`Shard::answered`].
+//! [`Shard::put_back`], a question to the limits ([`Shard::next_ask`]) by [`Shard::answered`], traces to
+//! be folded again ([`Shard::next_refold`]) by [`Shard::refolded`].
 //! `shard_thread` runs it.
 
 mod batch;
@@ -12,10 +13,12 @@ mod export;
 mod judge;
 mod pressure;
 mod recovery;
+mod refold;
 #[cfg(test)]
 mod tests;
 
 pub use judge::Ask;
+pub use refold::{RefoldTrace, RefoldWork};
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -153,6 +156,7 @@ pub struct Shard {
     /// After a failed unlink: no segment is freed until then.
     free_after: Moment,
     deciding: bool,
+    refold: refold::Refold,
     verdicts: u64,
     /// For the limits, oldest first.
     asks: VecDeque<Ask>,
@@ -171,6 +175,7 @@ struct Shown {
     awaiting_export: i64,
     decisions: i64,
     decision_bytes: i64,
+    refold_traces: i64,
 }
 
 /// A dropped trace whose bytes are still young.
@@ -250,6 +255,7 @@ impl Shard {
             freed: Vec::new(),
             free_after: Moment::ZERO,
             deciding: false,
+            refold: refold::Refold::new(&rules),
             verdicts: 0,
             asks: VecDeque::new(),
             next_expiry: Moment::ZERO,
@@ -337,6 +343,11 @@ impl Shard {
             Stage::Undecided
         };
         let (entry, begun) = self.index.begin(trace, now, stage, &self.rules);
+        if begun {
+            entry.folded_by = self.refold.generation();
+        }
+        // What comes for a trace that is behind is read back with the rest of it.
+        let is_behind = self.refold.is_behind(entry, &self.rules);
         let extent = self.writer.fragment(&view, now, entry.tail());
         let record = Unwritten::Fragment {
             trace,
@@ -354,16 +365,17 @@ impl Shard {
         }
         let undecided = entry.stage == Stage::Undecided;
         let mut at_once = None;
-        if undecided && self.rules.settings.strategy == Strategy::SpanIngest {
+        let folds = undecided && !is_behind;
+        if folds && self.rules.settings.strategy == Strategy::SpanIngest {
             at_once = self
                 .rules
                 .vote_at_ingest(trace, &mut entry.state, entry.spans, &view, now);
-        } else if undecided {
+        } else if folds {
             self.rules.fold(&mut entry.state, &view, now);
         }
         let full = entry.spans >= self.config.trace_spans_max
             || entry.span_bytes >= self.config.trace_bytes_max
-            || self.rules.is_too_large(&entry.state);
+            || !is_behind && self.rules.is_too_large(&entry.state);
         let deadline = entry.deadline(&self.rules.timing).0;
         self.note_unwritten(record);
         self.index.count_fragment();
@@ -387,6 +399,7 @@ impl Shard {
             self.refuse_until = None;
             self.write_backlog();
         }
+        self.rekey();
         self.judge_due(now);
         self.relieve(now);
         let on_disk_before = if PlantedBug::DroppedBeforeVerdict.is_planted() {
@@ -434,6 +447,9 @@ impl Shard {
 
     /// When [`Shard::tick`] has something to do next; `None` for when something comes in.
     pub fn next_wakeup(&self) -> Option<Moment> {
+        if self.refold.has_work() {
+            return Some(Moment::ZERO);
+        }
         let deadline = self.deadlines.next().filter(|_| self.deciding);
         // One whose verdict is not on disk waits for a batch, not for a moment.
         let is_written = |dropped: &&Retained| dropped.batch < self.written_before;
@@ -461,6 +477,7 @@ impl Shard {
         self.index.bytes()
             + self.retained.capacity() * size_of::<Retained>()
             + self.retained.len() * RETAINED_SEGMENTS_BYTES
+            + self.refold.bytes()
     }
 
     /// All that this shard holds, roughly.
@@ -476,6 +493,7 @@ impl Shard {
             awaiting_export: self.awaiting_export() as i64,
             decisions: self.decisions.len() as i64,
             decision_bytes: self.decisions.bytes() as i64,
+            refold_traces: self.refold.traces() as i64,
         };
         let m = &self.metrics;
         let was = self.shown;
@@ -489,6 +507,9 @@ impl Shard {
         m.decisions_remembered.inc_by(now.decisions - was.decisions);
         m.decision_memory_bytes
             .inc_by(now.decision_bytes - was.decision_bytes);
+        m.reload
+            .refold_traces
+            .inc_by(now.refold_traces - was.refold_traces);
         self.shown = now;
     }
 }

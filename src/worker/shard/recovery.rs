@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use super::{Retained, Shard, Unwritten, by_segment};
 use crate::log::{PlantedBug, Recovered, StoredFragment};
 use crate::model::{Decision, Extent, FragmentHash, Moment, SegmentId, TraceId, Verdict};
+use crate::policy::Strategy;
 use crate::trace::{FragmentRef, Stage, TraceEntry};
 
 /// Decisions in one checkpoint record at start: 56 kB each.
@@ -123,7 +124,8 @@ impl Shard {
     /// All records of earlier lives are in: the fragments whose bytes the policies want to see
     /// again, in the order of their arrival.
     pub fn unfolded(&self) -> Vec<Extent> {
-        if !self.rules.reads_spans() {
+        // Votes on single fragments are cast later, beside the shard.
+        if !self.rules.reads_spans() || self.rules.settings.strategy == Strategy::SpanIngest {
             return Vec::new();
         }
         let undecided = self
@@ -211,6 +213,7 @@ impl Shard {
         undecided.sort_unstable();
         for (at, trace) in undecided {
             self.deadlines.push(at, trace);
+            self.queue_recovered(at, trace);
         }
         kept.sort_unstable();
         for (_, trace) in kept {

@@ -4,6 +4,7 @@ mod judge;
 mod log;
 mod model;
 mod pressure;
+mod refold;
 
 use std::collections::BTreeMap;
 
