@@ -14,6 +14,7 @@
 //! - `outage`: how fast the spool drains when the backend is back, while intake goes on;
 //! - `overload`: memory and goodput of a worker at ten times what it can bear;
 //! - `synced`: what `--ack synced` costs more than `written`;
+//! - `reload`: acknowledgements while the policy file changes over 50,000 undecided traces;
 //! - `recovery`: how long a worker that was killed with a long log takes to be ready again.
 //!
 //! Exit code 1 if a goal is missed or if a span was received and not appended.
@@ -36,6 +37,8 @@ mod overload;
 mod process;
 #[path = "tiers/recovery.rs"]
 mod recovery;
+#[path = "tiers/reload.rs"]
+mod reload;
 #[path = "tiers/speed.rs"]
 mod speed;
 #[path = "tiers/synced.rs"]
@@ -54,6 +57,7 @@ fn main() {
         Some("outage") => outage::run(),
         Some("overload") => overload::run(),
         Some("recovery") => recovery::run(),
+        Some("reload") => reload::run(),
         Some("synced") => synced::run(),
         _ => speed::run(),
     };
