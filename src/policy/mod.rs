@@ -11,6 +11,7 @@ mod bucket;
 mod composite;
 mod conditions;
 mod entry;
+mod environment;
 mod file;
 mod fold;
 mod hash_seed;
@@ -30,7 +31,7 @@ mod vote;
 mod window;
 
 pub use entry::POLICIES_MAX;
-pub use file::{Parsed, parse};
+pub use file::{Environment, Parsed, parse, parse_in};
 pub use fold::FoldState;
 pub use hash_seed::HashSeed;
 pub use kind::{

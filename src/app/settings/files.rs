@@ -57,7 +57,7 @@ pub(super) fn read_policies(machine: &impl Surroundings, path: &str) -> Result<P
     let content = read(machine, path, POLICY_FILE_BYTES_MAX)?;
     let text = std::str::from_utf8(&content)
         .map_err(|error| format!("is not UTF-8 at byte {}", error.valid_up_to()))?;
-    match crate::policy::parse(text) {
+    match crate::policy::parse_in(&|name| machine.variable(name), text) {
         Ok(parsed) => Ok(PolicyFile {
             rules: parsed.rules,
             notices: parsed.notices,
