@@ -13,6 +13,7 @@ use tailring::policy::{
     Latency, Mistake, Notice, Parsed, Pattern, PolicyKind, RateLimiting, Rules, Scope, SpanCount,
     StatusCodes, StringAttribute, Values, parse, parse_in,
 };
+use tailring::wire::Weights;
 
 fn report(mistakes: &[Mistake]) -> String {
     mistakes.iter().map(|m| format!("{m}\n")).collect()
@@ -514,6 +515,7 @@ fn a_cache_is_not_needed_and_says_so() {
 fn the_version_covers_every_field_of_every_policy() {
     let base = "\
 assume_unsampled_upstream: true
+weights: tracestate
 sample_on_first_match: false
 sampling_strategy: trace-complete
 maximum_trace_size_bytes: 0
@@ -574,6 +576,8 @@ policies:
         ("[j, k]", "[k, j]"),
         ("percent: 52", "percent: 53"),
         ("upstream: true", "upstream: false"),
+        ("weights: tracestate", "weights: sample_rate"),
+        ("weights: tracestate", "weights: none"),
         ("[ERROR]", "[OK]"),
         ("threshold_ms: 10", "threshold_ms: 11"),
         ("upper_threshold_ms: 20", "upper_threshold_ms: 21"),
@@ -616,7 +620,8 @@ policies:
         .replace("[v1, v2]", "[v2, v1, v2]")
         .replace("hash_salt: v6", "hash_salt: v6, mode: hash_seed")
         .replace("[j, k]", "[j]")
-        .replace("assume_unsampled_upstream: true\n", "");
+        .replace("assume_unsampled_upstream: true\n", "")
+        .replace("weights: tracestate\n", "");
     assert_eq!(version(&same), version(base));
 }
 
@@ -654,6 +659,41 @@ fn the_shipped_files_parse_as_they_stand() {
         (Some(Duration::from_secs(30)), Duration::from_secs(1800))
     );
     assert!(fleet.rules.settings.assume_unsampled_upstream);
+}
+
+#[test]
+fn weights_are_written_in_one_of_three_ways() {
+    let policies = "policies: [{name: e, type: always_sample}]\n";
+    for (text, weights) in [
+        ("", Weights::TraceState),
+        ("weights: tracestate\n", Weights::TraceState),
+        ("weights: sample_rate\n", Weights::SampleRate),
+        ("weights: none\n", Weights::None),
+    ] {
+        let rules = accepted(&format!("{text}{policies}")).rules;
+        assert_eq!(rules.settings.weights, weights, "{text}");
+    }
+    check_mistakes(
+        &format!("weights: ot\n{policies}"),
+        &["1:10: `weights` is the text `ot`; write tracestate, sample_rate or none"],
+    );
+}
+
+#[test]
+fn a_name_fits_into_a_label() {
+    let file = |len: usize| {
+        format!(
+            "policies: [{{name: {}, type: trace_flags}}]",
+            "n".repeat(len)
+        )
+    };
+    accepted(&file(1_000));
+    check_mistakes(
+        &file(1_001),
+        &[
+            "1:19: the policy's `name` has 1001 bytes; write at most 1000, for it is in metrics and can be in spans",
+        ],
+    );
 }
 
 /// Variables of the tests below.
@@ -867,5 +907,27 @@ processors:
     assert!(
         report.starts_with("1:16: `${file:policies.yaml}` cannot be read"),
         "{report}"
+    );
+}
+
+#[test]
+fn the_sizes_of_caches_are_read_although_nothing_comes_of_them() {
+    let file = |cache: &str| {
+        format!("policies: [{{name: e, type: trace_flags}}]\ndecision_cache: {cache}\n")
+    };
+    accepted(&file("{sampled_cache_size: 1, non_sampled_cache_size: 2}"));
+    accepted(&file(""));
+    check_mistakes(
+        &file("{smapled_cache_size: 1, non_sampled_cache_size: many}"),
+        &[
+            "2:18: no key of `decision_cache` is called `smapled_cache_size`; did you mean `sampled_cache_size`?",
+            "2:65: `non_sampled_cache_size` is the text `many`; write a whole number",
+        ],
+    );
+    check_mistakes(
+        &file("5"),
+        &[
+            "2:17: `decision_cache` is the number 5; write a block with sampled_cache_size and non_sampled_cache_size",
+        ],
     );
 }

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use crate::app::admin::{LiveCheck, ReadyCheck};
 use crate::app::otlp::OtlpListeners;
-use crate::app::settings::{Ack, LOG_SEGMENT_BYTES, OnPressure, WorkerConfig};
+use crate::app::settings::{Ack, LOG_SEGMENT_BYTES, OnPressure, RecordPolicy, WorkerConfig};
 use crate::app::tier::{self, Tier};
 use crate::cluster::ViewHandle;
 use crate::log::{DirLock, RealDisk};
@@ -103,6 +103,11 @@ async fn start(
         on_pressure: match config.on_pressure {
             OnPressure::Refuse => worker::OnPressure::Refuse,
             OnPressure::Decide => worker::OnPressure::Decide,
+        },
+        record_policy: match config.record_policy {
+            RecordPolicy::Off => worker::RecordPolicy::Off,
+            RecordPolicy::Tailring => worker::RecordPolicy::Tailring,
+            RecordPolicy::Collector => worker::RecordPolicy::Collector,
         },
     };
     let metrics = WorkerMetrics::register(registry);

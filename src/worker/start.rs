@@ -25,6 +25,7 @@ use crate::worker::footers;
 use crate::worker::forward::Peers;
 use crate::worker::ingest::shard_of;
 use crate::worker::isolation::Trust;
+use crate::worker::labels::{Labels, RecordPolicy};
 use crate::worker::limiter::{self, Limiter};
 use crate::worker::metrics::WorkerMetrics;
 use crate::worker::shard::{OnPressure, Shard, ShardConfig};
@@ -53,6 +54,7 @@ pub struct WorkerConfig {
     /// What of the budget is for export alone.
     pub export_memory_bytes: u64,
     pub on_pressure: OnPressure,
+    pub record_policy: RecordPolicy,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -158,6 +160,7 @@ impl Worker {
         let letters = Arc::new(letters);
         let (trust, begun) = (Arc::new(Trust::default()), Arc::new(Begun::default()));
         let messages = Buffers::new(SPARE_MESSAGES, SPARE_MESSAGE_BYTES_MAX);
+        let labels = Arc::new(Labels::new(config.record_policy, &rules));
         let memory = ExportMemory::new(&config.budget, config.export_memory_bytes);
         let exporters = handles
             .iter()
@@ -174,7 +177,7 @@ impl Worker {
                     clock,
                     metrics: metrics.clone(),
                     dedup_seed: secret,
-                    assume_unsampled_upstream: rules.settings.assume_unsampled_upstream,
+                    labels: labels.clone(),
                     buffers: messages.clone(),
                     memory: memory.clone(),
                 }
