@@ -199,7 +199,7 @@ async fn metrics() -> [Vec<(String, String, String)>; 2] {
     .await;
     both(&mut of_worker, "tailring-worker", |registry| {
         drop(ExportMetrics::register(registry));
-        drop(WorkerMetrics::register(registry).kept_by(&Rules::keep_everything()));
+        drop(WorkerMetrics::register(registry).of_policies(&Rules::keep_everything()));
     })
     .await;
     let scraped = [scrape(&of_router), scrape(&of_worker)];

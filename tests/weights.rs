@@ -419,3 +419,42 @@ policies:
         assert_eq!(running.worker.stop(Duration::from_secs(20)).await, 0);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn conditions_without_an_answer_are_counted_in_every_error_mode() {
+    let backend = Receiver::start().await;
+    let policies = r#"
+decision_wait: 100ms
+policies:
+  - {name: all, type: always_sample}
+  - name: ignoring
+    type: and
+    and:
+      and_sub_policy:
+        - {name: inner, type: ottl_condition, ottl_condition: {error_mode: ignore, span: ['1 / 0 == 1']}}
+  - {name: silent, type: ottl_condition, ottl_condition: {error_mode: silent, span: ['attributes["n"] / 0 == 1', 'name == "x"']}}
+  - {name: strict, type: ottl_condition, ottl_condition: {error_mode: propagate, span: ['attributes["n"] / 0 == 1']}}
+  - {name: well, type: ottl_condition, ottl_condition: {span: ['attributes["n"] == 1']}}
+"#
+    .replace("'1 / 0 == 1'", "'attributes[\"n\"] / 0 == 1'");
+    let running = Running::start(&policies, &format!("grpc://{}", backend.address)).await;
+    let spans = (1..=2).map(|id| Span {
+        attributes: vec![attribute("n", Value::IntValue(5))],
+        ..span(7, id, "")
+    });
+    running.send(spans.collect()).await;
+    exported(&backend, 2).await;
+    // Without a vote after the first.
+    for (policy, errors) in [
+        ("ignoring", 2),
+        ("silent", 2),
+        ("strict", 1),
+        ("well", 0),
+        ("all", 0),
+    ] {
+        running.counted(&format!(
+            "worker_policy_evaluation_errors_total{{policy=\"{policy}\"}} {errors}"
+        ));
+    }
+    assert_eq!(running.worker.stop(Duration::from_secs(20)).await, 0);
+}

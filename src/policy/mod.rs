@@ -14,6 +14,7 @@ mod entry;
 mod environment;
 mod file;
 mod fold;
+mod folding;
 mod hash_seed;
 mod kind;
 mod limit;
@@ -33,6 +34,7 @@ mod window;
 pub use entry::POLICIES_MAX;
 pub use file::{Environment, Parsed, parse, parse_in};
 pub use fold::FoldState;
+pub use folding::{Failure, Folding};
 pub use hash_seed::HashSeed;
 pub use kind::{
     BooleanAttribute, BytesLimiting, Compatibility, Composite, CompositeSub, Latency,

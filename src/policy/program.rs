@@ -112,6 +112,7 @@ impl Program {
             compatibility: settings.compatibility,
             needs: Needs::default(),
             limits: Vec::new(),
+            place: 0,
         };
         let mut program = Self {
             drops: Vec::new(),
@@ -121,10 +122,11 @@ impl Program {
         };
         for (index, policy) in policies.iter().enumerate() {
             let limits = compiler.limits.len();
+            // Policies are at most a thousand.
+            compiler.place = index as u16;
             let node = compiler.node(&policy.kind);
             let entry = Entry {
-                // Policies are at most a thousand.
-                policy: index as u16,
+                policy: compiler.place,
                 limited: compiler.limits.len() > limits,
                 node,
             };
@@ -211,6 +213,8 @@ struct Compiler {
     compatibility: Compatibility,
     needs: Needs,
     limits: Vec<LimitRule>,
+    /// Of the policy at the top.
+    place: u16,
 }
 
 impl Compiler {
@@ -266,7 +270,9 @@ impl Compiler {
                 inverted: it.invert_match,
             },
             PolicyKind::TraceState(it) => self.seen(|needs| needs.trace_state(it)),
-            PolicyKind::OttlCondition(it) => Node::Conditions(self.needs.ottl_condition(it)),
+            PolicyKind::OttlCondition(it) => {
+                Node::Conditions(self.needs.ottl_condition(it, self.place))
+            }
             PolicyKind::TraceFlags => self.seen(Needs::sampled_flag),
             PolicyKind::And(subs) => Node::And(self.nodes(subs)),
             PolicyKind::Not(sub) => Node::Not(Box::new(self.node(&sub.kind))),
@@ -313,6 +319,7 @@ impl Compiler {
             budget,
             scope,
             compatibility: self.compatibility,
+            policy: self.place,
         });
         // The reader bounds all policies together, nested ones included.
         (self.limits.len() - 1) as u16

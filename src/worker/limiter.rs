@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 
 use crate::model::{SteadyClock, TraceId};
 use crate::policy::{Answer, LimitAnswers, Limits, Rules};
+use crate::worker::metrics::{PolicyCounters, WorkerMetrics};
 use crate::worker::shard::Ask;
 use crate::worker::shard_thread::ShardHandle;
 
@@ -46,6 +47,7 @@ pub(crate) struct Limiter(Sender<Control>);
 pub(crate) struct Starting {
     limits: Limits<Asker>,
     asks: Receiver<(u16, Ask)>,
+    counters: PolicyCounters,
 }
 
 impl Asking {
@@ -58,10 +60,19 @@ impl Asking {
 }
 
 /// [`None`] if these rules have no limit.
-pub(crate) fn prepare(rules: &Rules, clock: SteadyClock) -> Option<(Asking, Starting)> {
+pub(crate) fn prepare(
+    rules: &Rules,
+    clock: SteadyClock,
+    metrics: &WorkerMetrics,
+) -> Option<(Asking, Starting)> {
     let limits = Limits::of(rules, clock.now())?;
     let (sender, asks) = bounded(ASKS_MAX);
-    Some((Asking(sender), Starting { limits, asks }))
+    let starting = Starting {
+        limits,
+        asks,
+        counters: metrics.of_policies(rules),
+    };
+    Some((Asking(sender), starting))
 }
 
 impl Starting {
@@ -75,6 +86,7 @@ impl Starting {
         let running = Running {
             limits: self.limits,
             asks: self.asks,
+            counters: self.counters,
             control,
             shards,
             clock,
@@ -105,6 +117,7 @@ impl Limiter {
 struct Running {
     limits: Limits<Asker>,
     asks: Receiver<(u16, Ask)>,
+    counters: PolicyCounters,
     control: Receiver<Control>,
     shards: Arc<[ShardHandle]>,
     clock: SteadyClock,
@@ -172,6 +185,9 @@ impl Running {
     }
 
     fn answer(&mut self) {
+        for (policy, traces) in self.limits.take_beyond_burst() {
+            self.counters.beyond_burst(policy, traces);
+        }
         let mut for_shards: Vec<Vec<(TraceId, LimitAnswers)>> = vec![Vec::new(); self.shards.len()];
         for answer in self.answers.drain(..) {
             let (shard, trace) = answer.to;
