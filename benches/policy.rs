@@ -15,7 +15,7 @@ use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use prost::Message as _;
 use tailring::model::Moment;
-use tailring::policy::{FoldState, Rules, parse};
+use tailring::policy::{FoldState, Folding, Rules, parse};
 use tailring::wire::{
     Fragments, KeyFilter, Scan, ScanLimits, Wanted, read_resource, read_span, string_value,
 };
@@ -100,12 +100,18 @@ fn six_conditions() -> Rules {
     Rules::new(rules.timing, rules.policies)
 }
 
-fn fold_all(rules: &Rules, scanned: &[(Bytes, Scan, Fragments)], states: &mut Vec<FoldState>) {
+/// With what a shard keeps from one fragment to the next.
+fn fold_all(
+    rules: &Rules,
+    scanned: &[(Bytes, Scan, Fragments)],
+    folding: &mut Folding,
+    states: &mut Vec<FoldState>,
+) {
     for (message, scan, fragments) in scanned {
         for index in 0..fragments.all().len() {
             let mut state = rules.begin();
             let view = fragments.view(black_box(message), scan, index);
-            rules.fold(&mut state, &view, Moment::ZERO);
+            rules.fold_with(&mut state, &view, Moment::ZERO, folding);
             states.push(state);
         }
     }
@@ -167,7 +173,7 @@ fn bench(c: &mut Criterion) {
                 }
             });
         });
-        let mut states = Vec::new();
+        let (mut states, mut folding) = (Vec::new(), Folding::default());
         for (name, rules) in [
             ("nothing needed", Rules::keep_everything()),
             (
@@ -179,7 +185,7 @@ fn bench(c: &mut Criterion) {
             ("6 of OTTL", six_conditions()),
         ] {
             group.bench_function(format!("fold: {name}"), |b| {
-                b.iter(|| fold_all(&rules, &scanned, &mut states));
+                b.iter(|| fold_all(&rules, &scanned, &mut folding, &mut states));
             });
         }
         group.finish();

@@ -20,8 +20,9 @@ use std::time::Duration;
 use tailring::model::Threshold;
 use tailring::policy::{
     Latency, Mistake, Notice, Parsed, Pattern, PolicyKind, RateLimiting, Rules, Scope, SpanCount,
-    StatusCodes, StringAttribute, Values, parse,
+    StatusCodes, StringAttribute, Values, parse, parse_in,
 };
+use tailring::wire::Weights;
 
 fn report(mistakes: &[Mistake]) -> String {
     mistakes.iter().map(|m| format!("{m}\n")).collect()
@@ -523,6 +524,7 @@ fn a_cache_is_not_needed_and_says_so() {
 fn the_version_covers_every_field_of_every_policy() {
     let base = "\
 assume_unsampled_upstream: true
+weights: tracestate
 sample_on_first_match: false
 sampling_strategy: trace-complete
 maximum_trace_size_bytes: 0
@@ -583,6 +585,8 @@ policies:
         ("[j, k]", "[k, j]"),
         ("percent: 52", "percent: 53"),
         ("upstream: true", "upstream: false"),
+        ("weights: tracestate", "weights: sample_rate"),
+        ("weights: tracestate", "weights: none"),
         ("[ERROR]", "[OK]"),
         ("threshold_ms: 10", "threshold_ms: 11"),
         ("upper_threshold_ms: 20", "upper_threshold_ms: 21"),
@@ -625,7 +629,8 @@ policies:
         .replace("[v1, v2]", "[v2, v1, v2]")
         .replace("hash_salt: v6", "hash_salt: v6, mode: hash_seed")
         .replace("[j, k]", "[j]")
-        .replace("assume_unsampled_upstream: true\n", "");
+        .replace("assume_unsampled_upstream: true\n", "")
+        .replace("weights: tracestate\n", "");
     assert_eq!(version(&same), version(base));
 }
 
@@ -663,4 +668,275 @@ fn the_shipped_files_parse_as_they_stand() {
         (Some(Duration::from_secs(30)), Duration::from_secs(1800))
     );
     assert!(fleet.rules.settings.assume_unsampled_upstream);
+}
+
+#[test]
+fn weights_are_written_in_one_of_three_ways() {
+    let policies = "policies: [{name: e, type: always_sample}]\n";
+    for (text, weights) in [
+        ("", Weights::TraceState),
+        ("weights: tracestate\n", Weights::TraceState),
+        ("weights: sample_rate\n", Weights::SampleRate),
+        ("weights: none\n", Weights::None),
+    ] {
+        let rules = accepted(&format!("{text}{policies}")).rules;
+        assert_eq!(rules.settings.weights, weights, "{text}");
+    }
+    check_mistakes(
+        &format!("weights: ot\n{policies}"),
+        &["1:10: `weights` is the text `ot`; write tracestate, sample_rate or none"],
+    );
+}
+
+#[test]
+fn a_name_fits_into_a_label() {
+    let file = |len: usize| {
+        format!(
+            "policies: [{{name: {}, type: trace_flags}}]",
+            "n".repeat(len)
+        )
+    };
+    accepted(&file(1_000));
+    check_mistakes(
+        &file(1_001),
+        &[
+            "1:19: the policy's `name` has 1001 bytes; write at most 1000, for it is in metrics and can be in spans",
+        ],
+    );
+}
+
+/// Variables of the tests below.
+fn variable(name: &str) -> Option<String> {
+    let value = match name {
+        "SHARE" => "12.5",
+        "HALF" => "0.5",
+        "WAIT" => "7s",
+        "ON" => "true",
+        "CODES" => "[ERROR, OK]",
+        "POLICY" => "{name: \"of ${env:TEXT}\", type: always_sample}",
+        "DIGITS" => "0123",
+        "QUOTED" => "\"12\"",
+        "NUMBER" => "42",
+        "TEXT" => "a b",
+        "COLON" => "a: b: c",
+        "EMPTY" => "",
+        "INDIRECT" => "${env:SHARE}",
+        "INNER" => "SHA",
+        "DOLLARS" => "x$$y",
+        "CIRCLE" => "${env:CIRCLE}",
+        "GROWS" => "x${env:GROWS}${env:GROWS}",
+        "DEEPER" => "[\"${env:DEEPER}\"]",
+        "COMMENT" => "true # not a ${env:1 reference}",
+        _ => return None,
+    };
+    Some(value.to_owned())
+}
+
+fn of_variables(text: &str) -> Result<Parsed, String> {
+    parse_in(&variable, text).map_err(|mistakes| report(&mistakes))
+}
+
+/// The values of a policy whose block is `string_attribute: {key: k, values: [VALUE]}`.
+fn value_of(value: &str) -> Result<String, String> {
+    let text = format!(
+        "policies: [{{name: s, type: string_attribute, string_attribute: {{key: k, values: [{value}]}}}}]"
+    );
+    let parsed = of_variables(&text)?;
+    match &parsed.rules.policies[0].kind {
+        PolicyKind::StringAttribute(StringAttribute {
+            values: Values::Exact(values),
+            ..
+        }) => Ok(values.first().expect("a value").clone()),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_value_that_is_one_reference_has_the_type_that_yaml_gives_it() {
+    let parsed = of_variables(
+        "\
+decision_wait: ${env:WAIT}
+sample_on_first_match: ${env:ON}
+policies:
+  - {name: '${env:TEXT}', type: probabilistic, probabilistic: {sampling_percentage: '${env:SHARE}'}}
+  - {name: 007, type: probabilistic, probabilistic: {sampling_percentage: '${env:INDIRECT}'}}
+  - {name: n, type: status_code, status_code: {status_codes: '${env:CODES}'}}
+  - ${env:POLICY}
+  - {name: '${env:NUMBER}', type: span_count, span_count: {min_spans: '${env:NUMBER}'}}
+  - {name: d, type: span_count, span_count: {min_spans: '${env:NONE:-3}', max_spans: '${NUMBER}'}}
+"
+        .replace("name: 007", "name: i")
+        .as_str(),
+    );
+    let parsed = parsed.unwrap_or_else(|report| panic!("{report}"));
+    let rules = parsed.rules;
+    assert_eq!(rules.timing.decision_wait, Duration::from_secs(7));
+    assert!(rules.settings.sample_on_first_match);
+    let eighth = PolicyKind::Probabilistic(Threshold::keeping(0.125));
+    let counted = |min, max| PolicyKind::SpanCount(SpanCount { min, max });
+    let kinds: Vec<_> = rules
+        .policies
+        .iter()
+        .map(|it| (&it.name[..], it.kind.clone()))
+        .collect();
+    assert_eq!(
+        kinds,
+        [
+            ("a b", eighth.clone()),
+            ("i", eighth),
+            (
+                "n",
+                PolicyKind::StatusCode(StatusCodes::ERROR.and(StatusCodes::OK))
+            ),
+            ("of a b", PolicyKind::AlwaysSample),
+            ("42", counted(42, None)),
+            ("d", counted(3, Some(42))),
+        ]
+    );
+    assert_eq!(parsed.notices, []);
+}
+
+#[test]
+fn where_a_text_is_wanted_a_variable_is_its_text() {
+    for (value, expected) in [
+        ("'${env:NUMBER}'", "42"),
+        ("'${env:DIGITS}'", "0123"),
+        ("'${env:QUOTED}'", "\"12\""),
+        ("'${env:COLON}'", "a: b: c"),
+        ("'${env:ON}'", "true"),
+        ("'${env:CODES}'", "[ERROR, OK]"),
+        ("'<${env:NUMBER}>'", "<42>"),
+        ("'${env:TEXT}${env:HALF}'", "a b0.5"),
+        ("'${TEXT}-${env:NONE:-else}'", "a b-else"),
+        ("'${env:${env:INNER}RE}'", "12.5"),
+        ("'x${env:NONE:-}y'", "xy"),
+        ("'${env:NONE:-:-}'", ":-"),
+        ("'<${env:INDIRECT}>'", "<12.5>"),
+        // What is no reference.
+        ("'$HOME'", "$HOME"),
+        ("'${env:TEXT'", "${env:TEXT"),
+        ("'env:TEXT}'", "env:TEXT}"),
+        ("'$${env:TEXT}'", "${env:TEXT}"),
+        ("'$$${env:TEXT}'", "$a b"),
+        ("'$$$${env:TEXT}'", "$${env:TEXT}"),
+        ("'$${env:TEXT} ${env:TEXT}'", "${env:TEXT} a b"),
+        ("'^a$'", "^a$"),
+        ("'a$$'", "a$"),
+        ("'${env:DOLLARS}'", "x$y"),
+        ("'{}${env:TEXT}{'", "{}a b{"),
+    ] {
+        assert_eq!(value_of(value).as_deref(), Ok(expected), "{value}");
+    }
+}
+
+#[test]
+fn a_variable_that_is_not_set_is_empty_and_says_so() {
+    let parsed = of_variables("policies: [{name: s, type: string_attribute, string_attribute: {key: k, values: ['<${env:NONE}>', '${env:EMPTY}']}}]").expect("accepted");
+    let notices: Vec<String> = parsed.notices.iter().map(Notice::to_string).collect();
+    assert_eq!(
+        notices,
+        ["1:82: the environment variable `NONE` is not set and counts as empty"]
+    );
+    let report = of_variables(
+        "decision_wait: ${env:NONE}\npolicies: [{name: '${NONE}', type: trace_flags}]",
+    );
+    assert_eq!(
+        report.expect_err("refused"),
+        "1:16: `decision_wait` is empty, as is its environment variable; write a duration, for example 30s\n\
+         2:19: the policy's `name` is empty, as is its environment variable; write a text\n"
+    );
+}
+
+#[test]
+fn references_that_nobody_can_follow_are_refused_with_their_place() {
+    for (value, expected) in [
+        (
+            "'${file:policies.yaml}'",
+            "`${file:policies.yaml}` cannot be read: of the Collector's providers only `env` is read here; write the value itself, and `$$` for a `$` that is meant",
+        ),
+        (
+            "'a${yaml:b: c}'",
+            "`${yaml:b: c}` cannot be read: of the Collector's providers only `env` is read here; write the value itself, and `$$` for a `$` that is meant",
+        ),
+        (
+            "'${TEXT:-b}'",
+            "`${TEXT:-b}` cannot be read: write `${env:TEXT:-b}`",
+        ),
+        (
+            "'${2}'",
+            "`${2}` names no environment variable: a name has letters, digits and `_`; write `$$` for a `$` that is meant",
+        ),
+        (
+            "'${env:a-b}'",
+            "`${env:a-b}` names no environment variable: a name has letters, digits and `_`; write `$$` for a `$` that is meant",
+        ),
+        (
+            "'${env:$TEXT}'",
+            "`${env:$TEXT}` names no environment variable: a name has letters, digits and `_`; write `$$` for a `$` that is meant",
+        ),
+        (
+            "'${env:COMMENT}'",
+            "`${env:1 reference}` names no environment variable: a name has letters, digits and `_`; write `$$` for a `$` that is meant",
+        ),
+    ] {
+        assert_eq!(
+            value_of(value),
+            Err(format!("1:82: {expected}\n")),
+            "{value}"
+        );
+    }
+    for value in ["'${env:CIRCLE}'", "'${env:GROWS}'", "'${env:DEEPER}'"] {
+        let report = value_of(value).expect_err("refused");
+        assert!(report.starts_with("1:82: "), "{report}");
+        assert!(
+            report.contains("leads in a circle") || report.contains("one in the other"),
+            "{report}"
+        );
+        assert!(report.len() < 1_000, "{report}");
+    }
+}
+
+/// Of a Collector configuration only the block is looked at: what exporters refer to is nobody's business.
+#[test]
+fn references_around_the_block_do_no_harm() {
+    let parsed = of_variables(
+        "\
+receivers: {otlp: {protocols: {grpc: {endpoint: '${env:NOT A NAME}:4317'}}}}
+exporters: {otlp: {endpoint: '${file:secret}', headers: {key: '${env:CIRCLE}'}}}
+processors:
+  batch: ${yaml:x}
+  tail_sampling:
+    decision_wait: ${env:WAIT}
+    policies: [{name: e, type: trace_flags}]
+",
+    );
+    let rules = parsed.unwrap_or_else(|report| panic!("{report}")).rules;
+    assert_eq!(rules.timing.decision_wait, Duration::from_secs(7));
+    let report = of_variables("tail_sampling: '${file:policies.yaml}'").expect_err("refused");
+    assert!(
+        report.starts_with("1:16: `${file:policies.yaml}` cannot be read"),
+        "{report}"
+    );
+}
+
+#[test]
+fn the_sizes_of_caches_are_read_although_nothing_comes_of_them() {
+    let file = |cache: &str| {
+        format!("policies: [{{name: e, type: trace_flags}}]\ndecision_cache: {cache}\n")
+    };
+    accepted(&file("{sampled_cache_size: 1, non_sampled_cache_size: 2}"));
+    accepted(&file(""));
+    check_mistakes(
+        &file("{smapled_cache_size: 1, non_sampled_cache_size: many}"),
+        &[
+            "2:18: no key of `decision_cache` is called `smapled_cache_size`; did you mean `sampled_cache_size`?",
+            "2:65: `non_sampled_cache_size` is the text `many`; write a whole number",
+        ],
+    );
+    check_mistakes(
+        &file("5"),
+        &[
+            "2:17: `decision_cache` is the number 5; write a block with sampled_cache_size and non_sampled_cache_size",
+        ],
+    );
 }

@@ -24,8 +24,8 @@ use prost::Message as _;
 use regex::Regex;
 use tailring::model::{Moment, Randomness, Threshold, TraceId, Verdict};
 use tailring::policy::{
-    FoldState, Latency, LimitAnswers, Pattern, Policy, PolicyKind, Rules, SpanCount, StatusCodes,
-    StringAttribute, Timing, Values,
+    FoldState, Folding, Latency, LimitAnswers, Pattern, Policy, PolicyKind, Rules, SpanCount,
+    StatusCodes, StringAttribute, Timing, Values,
 };
 use tailring::wire::{Fragments, Scan, ScanLimits};
 
@@ -78,6 +78,8 @@ fn as_the_collector_holds_them(messages: &[Vec<u8>]) -> Vec<(TraceId, Vec<Part>)
 fn folded(rules: &Rules, messages: &[Vec<u8>]) -> Vec<(TraceId, FoldState, u32)> {
     let mut traces: Vec<(TraceId, FoldState, u32)> = Vec::new();
     let (mut scan, mut fragments) = (Scan::default(), Fragments::default());
+    // As a shard has it: what was seen in a resource is seen in the next one like it.
+    let mut folding = Folding::default();
     for message in messages {
         scan.read(message, &ScanLimits::default()).unwrap();
         assert!(scan.is_whole());
@@ -91,7 +93,8 @@ fn folded(rules: &Rules, messages: &[Vec<u8>]) -> Vec<(TraceId, FoldState, u32)>
                 }
             };
             let (_, state, spans) = &mut traces[at];
-            rules.fold(state, &fragments.view(message, &scan, index), Moment::ZERO);
+            let view = fragments.view(message, &scan, index);
+            rules.fold_with(state, &view, Moment::ZERO, &mut folding);
             *spans += fragment.spans;
         }
     }

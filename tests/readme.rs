@@ -200,7 +200,7 @@ async fn metrics() -> [Vec<(String, String, String)>; 2] {
     both(&mut of_worker, "tailring-worker", |registry| {
         drop(ExportMetrics::register(registry));
         let metrics = WorkerMetrics::register(registry);
-        drop(metrics.kept_by(&Rules::keep_everything()));
+        drop(metrics.of_policies(&Rules::keep_everything()));
         metrics.reload.in_force(&Rules::keep_everything());
     })
     .await;

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use http::HeaderMap;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value::Value};
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
 use prometheus_client::registry::Registry;
@@ -22,7 +23,7 @@ use tailring::log::SimulatedDisk;
 use tailring::net::admission::Budget;
 use tailring::net::client::{ClientConfig, GrpcClient, Target};
 use tailring::net::server::{Protocol, Server, ServerConfig, ServerMetrics};
-use tailring::worker::Worker;
+use tailring::worker::{RecordPolicy, Worker, WorkerConfig};
 use tokio::time::Instant;
 
 use receiver::Receiver;
@@ -40,9 +41,17 @@ struct Running {
 
 impl Running {
     async fn start(policies: &str, export: &str) -> Self {
+        Self::recording(RecordPolicy::Off, policies, export).await
+    }
+
+    async fn recording(record_policy: RecordPolicy, policies: &str, export: &str) -> Self {
         let mut registry = Registry::default();
+        let config = WorkerConfig {
+            record_policy,
+            ..whole_worker::config("a", 2)
+        };
         let worker = whole_worker::start(
-            whole_worker::config("a", 2),
+            config,
             &SimulatedDisk::default(),
             tailring::policy::parse(policies).unwrap().rules,
             whole_worker::view([("a", LOCALHOST)]),
@@ -297,5 +306,155 @@ policies:
     // Envelopes are not counted.
     assert!(longest <= (1 << 20) + 100, "{longest} bytes");
     assert!(longest > 1_020_000, "{longest} bytes");
+    assert_eq!(running.worker.stop(Duration::from_secs(20)).await, 0);
+}
+
+fn attribute(key: &str, value: Value) -> KeyValue {
+    KeyValue {
+        key: key.to_owned(),
+        value: Some(AnyValue { value: Some(value) }),
+        ..KeyValue::default()
+    }
+}
+
+/// What each span has, by its ID: its attributes, and those of its scope.
+fn attributes(backend: &Receiver) -> BTreeMap<u64, (Vec<KeyValue>, Vec<KeyValue>)> {
+    let mut found = BTreeMap::new();
+    for got in backend.got().iter() {
+        let scopes = got
+            .request
+            .resource_spans
+            .iter()
+            .flat_map(|it| &it.scope_spans);
+        for scope in scopes {
+            let of_scope = scope.scope.clone().unwrap_or_default().attributes;
+            for span in &scope.spans {
+                let id = u64::from_be_bytes(span.span_id[..].try_into().unwrap());
+                found.insert(id, (span.attributes.clone(), of_scope.clone()));
+            }
+        }
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn spans_and_scopes_say_which_policy_kept_them_late_ones_too() {
+    let policies = "
+decision_wait: 400ms
+weights: sample_rate
+policies:
+  - {name: slow, type: latency, latency: {threshold_ms: 1000}}
+  - {name: a third, type: probabilistic, probabilistic: {sampling_percentage: 33.3}}
+";
+    let text = |text: &str| Value::StringValue(text.to_owned());
+    let of = |key: &str, value: &str| attribute(key, text(value));
+    let high = 0xff_0000_0000_0000_u128;
+    for record in [
+        RecordPolicy::Off,
+        RecordPolicy::Tailring,
+        RecordPolicy::Collector,
+    ] {
+        let backend = Receiver::start().await;
+        let export = format!("grpc://{}", backend.address);
+        let running = Running::recording(record, policies, &export).await;
+        // Two traces, and one span of the first with what an earlier worker said.
+        let held = vec![
+            of("a", "b"),
+            of("tailring.policy", "old"),
+            attribute("SampleRate", Value::IntValue(1)),
+        ];
+        let slow = Span {
+            start_time_unix_nano: 1,
+            end_time_unix_nano: 2_000_000_001,
+            attributes: held,
+            ..span((7 << 64) | high, 1, "")
+        };
+        let lucky = span((8 << 64) | high, 2, "");
+        running.send(vec![slow, lucky]).await;
+        exported(&backend, 2).await;
+        running.send(vec![span((8 << 64) | high, 3, "")]).await;
+        exported(&backend, 3).await;
+
+        let found = attributes(&backend);
+        let rate = |id: u64| {
+            let rate = found[&id].0.iter().find(|it| it.key == "SampleRate");
+            match rate.and_then(|it| it.value.clone()?.value) {
+                Some(Value::IntValue(rate)) => rate,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(rate(1), 1);
+        assert!([3, 4].contains(&rate(2)), "{}", rate(2));
+        assert_eq!(rate(3), rate(2), "late spans agree");
+        let without_rate = |id: u64| {
+            let all = found[&id].0.iter();
+            all.filter(|it| it.key != "SampleRate")
+                .cloned()
+                .collect::<Vec<_>>()
+        };
+        let (slow, third) = match record {
+            RecordPolicy::Off => (vec![of("a", "b"), of("tailring.policy", "old")], vec![]),
+            _ => (
+                vec![of("a", "b"), of("tailring.policy", "slow")],
+                vec![of("tailring.policy", "a third")],
+            ),
+        };
+        assert_eq!(without_rate(1), slow);
+        assert_eq!(without_rate(2), third);
+        assert_eq!(without_rate(3), third);
+        let scopes = match record {
+            RecordPolicy::Collector => [
+                vec![of("tailsampling.policy", "slow")],
+                vec![of("tailsampling.policy", "a third")],
+                vec![
+                    of("tailsampling.policy", "a third"),
+                    attribute("tailsampling.cached_decision", Value::BoolValue(true)),
+                ],
+            ],
+            _ => [vec![], vec![], vec![]],
+        };
+        for (id, of_scope) in (1..).zip(scopes) {
+            assert_eq!(found[&id].1, of_scope, "{record:?}, span {id}");
+        }
+        assert_eq!(running.worker.stop(Duration::from_secs(20)).await, 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn conditions_without_an_answer_are_counted_in_every_error_mode() {
+    let backend = Receiver::start().await;
+    let policies = r#"
+decision_wait: 100ms
+policies:
+  - {name: all, type: always_sample}
+  - name: ignoring
+    type: and
+    and:
+      and_sub_policy:
+        - {name: inner, type: ottl_condition, ottl_condition: {error_mode: ignore, span: ['1 / 0 == 1']}}
+  - {name: silent, type: ottl_condition, ottl_condition: {error_mode: silent, span: ['attributes["n"] / 0 == 1', 'name == "x"']}}
+  - {name: strict, type: ottl_condition, ottl_condition: {error_mode: propagate, span: ['attributes["n"] / 0 == 1']}}
+  - {name: well, type: ottl_condition, ottl_condition: {span: ['attributes["n"] == 1']}}
+"#
+    .replace("'1 / 0 == 1'", "'attributes[\"n\"] / 0 == 1'");
+    let running = Running::start(&policies, &format!("grpc://{}", backend.address)).await;
+    let spans = (1..=2).map(|id| Span {
+        attributes: vec![attribute("n", Value::IntValue(5))],
+        ..span(7, id, "")
+    });
+    running.send(spans.collect()).await;
+    exported(&backend, 2).await;
+    // Without a vote after the first.
+    for (policy, errors) in [
+        ("ignoring", 2),
+        ("silent", 2),
+        ("strict", 1),
+        ("well", 0),
+        ("all", 0),
+    ] {
+        running.counted(&format!(
+            "worker_policy_evaluation_errors_total{{policy=\"{policy}\"}} {errors}"
+        ));
+    }
     assert_eq!(running.worker.stop(Duration::from_secs(20)).await, 0);
 }

@@ -15,6 +15,8 @@ mod bad_input;
 mod claims;
 #[path = "wire/json.rs"]
 mod json;
+#[path = "wire/marks.rs"]
+mod marks;
 #[path = "wire/noise.rs"]
 mod noise;
 #[path = "wire/oracle.rs"]

@@ -117,7 +117,7 @@ impl PolicyWatch {
 
     async fn settle(&mut self, found: Found, text: Option<PolicyText>) {
         let parsed = match (&found, text) {
-            (Ok(_), Some(text)) => spawn_blocking(move || text.parse()).await,
+            (Ok(_), Some(text)) => spawn_blocking(move || text.parse(&Machine)).await,
             (Err(error), _) => Ok(Err(error.clone())),
             (Ok(_), None) => return,
         };

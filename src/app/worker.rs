@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use crate::app::admin::{LiveCheck, Note, ReadyCheck};
 use crate::app::otlp::OtlpListeners;
 use crate::app::policy_watch::{PolicyState, PolicyWatch, hangups, without_a_file};
-use crate::app::settings::{Ack, LOG_SEGMENT_BYTES, OnPressure, WorkerConfig};
+use crate::app::settings::{Ack, LOG_SEGMENT_BYTES, OnPressure, RecordPolicy, WorkerConfig};
 use crate::app::tier::{self, Tier};
 use crate::cluster::ViewHandle;
 use crate::log::{DirLock, RealDisk};
@@ -105,6 +105,11 @@ async fn start(
         on_pressure: match config.on_pressure {
             OnPressure::Refuse => worker::OnPressure::Refuse,
             OnPressure::Decide => worker::OnPressure::Decide,
+        },
+        record_policy: match config.record_policy {
+            RecordPolicy::Off => worker::RecordPolicy::Off,
+            RecordPolicy::Tailring => worker::RecordPolicy::Tailring,
+            RecordPolicy::Collector => worker::RecordPolicy::Collector,
         },
     };
     let metrics = WorkerMetrics::register(registry);

@@ -63,14 +63,14 @@ impl Threshold {
         }
         // Of the kept share, since a float has more digits near 0 than near 1.
         let kept = (share.min(1.0) * RANGE as f64).round() as u64;
-        (kept > 0).then(|| Self(RANGE - kept).rounded())
+        (kept > 0).then(|| Self(RANGE - kept).rounded(PRECISION))
     }
 
     /// Near 0 and near 1 there are more digits: `ffffef39` for one in a million, `0004` and not
     /// `0` for all but one in 16,384.
-    fn rounded(self) -> Self {
+    fn rounded(self, precision: u32) -> Self {
         let leading = |bits: u64| (bits << 8).leading_zeros() / 4;
-        let digits = PRECISION + leading(self.0).max(leading(!self.0));
+        let digits = precision + leading(self.0).max(leading(!self.0));
         let step = 1 << (4 * DIGITS.saturating_sub(digits));
         // Never up to 2^56: the digit after the leading `f`s is none.
         Self((self.0 + step / 2) / step * step)
@@ -174,6 +174,37 @@ mod tests {
             let threshold = Threshold::keeping(share).unwrap();
             assert_eq!(threshold.bits(), RANGE - (RANGE >> power));
             assert_eq!(threshold.share(), share);
+        }
+    }
+
+    /// The table of "Probability sampling with TraceState": one in so many, with 3, 4 and 5 digits.
+    #[test]
+    fn all_39_vectors_of_the_specification_come_out() {
+        let rows = [
+            (1, ["0", "0", "0"]),
+            (2, ["8", "8", "8"]),
+            (3, ["aab", "aaab", "aaaab"]),
+            (4, ["c", "c", "c"]),
+            (5, ["ccd", "cccd", "ccccd"]),
+            (8, ["e", "e", "e"]),
+            (10, ["e66", "e666", "e6666"]),
+            (16, ["f", "f", "f"]),
+            (100, ["fd71", "fd70a", "fd70a4"]),
+            (1_000, ["ffbe7", "ffbe77", "ffbe76d"]),
+            (10_000, ["fff972", "fff9724", "fff97247"]),
+            (100_000, ["ffff584", "ffff583a", "ffff583a5"]),
+            (1_000_000, ["ffffef4", "ffffef39", "ffffef391"]),
+        ];
+        for (one_in, texts) in rows {
+            let kept = (RANGE as f64 / f64::from(one_in)).round() as u64;
+            for (precision, text) in (3..).zip(texts) {
+                let written = format!("{:014x}", Threshold(RANGE - kept).rounded(precision).0);
+                let written = match written.trim_end_matches('0') {
+                    "" => "0",
+                    digits => digits,
+                };
+                assert_eq!(written, text, "1 in {one_in} with {precision} digits");
+            }
         }
     }
 

@@ -19,6 +19,8 @@ pub(super) struct Balance {
     /// Below zero is debt. True at `settled`.
     left: f64,
     settled: Moment,
+    /// Spent at once although it was more than a quiet time can ever save up.
+    beyond_burst: u64,
 }
 
 impl Balance {
@@ -30,6 +32,7 @@ impl Balance {
             burst: burst as f64,
             left: burst as f64,
             settled: now,
+            beyond_burst: 0,
         }
     }
 
@@ -42,6 +45,11 @@ impl Balance {
 
     pub(super) fn burst(&self) -> f64 {
         self.burst
+    }
+
+    /// How many since this was asked last were larger than the burst, and passed by overdraft.
+    pub(super) fn take_beyond_burst(&mut self) -> u64 {
+        std::mem::take(&mut self.beyond_burst)
     }
 
     pub(super) fn set_share(&mut self, share: f64, now: Moment) {
@@ -63,6 +71,7 @@ impl Balance {
 
     pub(super) fn spend(&mut self, cost: f64) {
         self.left -= cost;
+        self.beyond_burst += u64::from(cost > self.burst);
     }
 
     /// `end`, or when the debt is paid off if that is later. Moves only when a share is set.

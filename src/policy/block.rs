@@ -233,10 +233,10 @@ impl Reader {
     }
 
     pub(super) fn text(&mut self, item: &Item, key: &str) -> Option<String> {
-        if let Node::Text(text) = &item.node
+        if let Some(text) = text_of(item)
             && !(key == "key" && text.is_empty())
         {
-            return Some(text.clone());
+            return Some(text.to_owned());
         }
         let instead = match item.node {
             Node::Unsigned(number) => format!("write it in quotes: \"{number}\""),

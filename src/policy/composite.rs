@@ -173,6 +173,11 @@ impl CompositeWindow {
             answers.push((candidate.ticket, odds));
         }
     }
+
+    /// See [`Balance::take_beyond_burst`]: of the whole.
+    pub(super) fn take_beyond_burst(&mut self) -> u64 {
+        self.total.take_beyond_burst()
+    }
 }
 
 fn mask_of(subs: &[(u8, Odds)]) -> u64 {

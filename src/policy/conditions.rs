@@ -7,10 +7,10 @@ use crate::model::Moment;
 use crate::policy::file::{Entries, Reader, is_text, text_of};
 use crate::policy::fold::Fact;
 use crate::policy::ottl::{
-    Condition, Context, ErrorMode, Latches, OttlCondition, Outcome, Program,
+    Condition, Context, ErrorMode, EvalError, Latches, OttlCondition, Outcome, Program,
 };
 use crate::policy::tree::{Item, Node};
-use crate::policy::{FoldState, PolicyKind};
+use crate::policy::{FoldState, Folding, PolicyKind};
 
 /// Conditions of one policy. Each span is shown to every one.
 pub(super) const CONDITIONS_MAX: usize = 1_000;
@@ -21,6 +21,8 @@ pub(super) struct Conditions {
     program: Program,
     /// By the index of the policy in the program.
     ends: Vec<Ends>,
+    /// The same: the policy of the file that it stands in, and whether its failures are logged.
+    told_as: Vec<(u16, bool)>,
 }
 
 /// The facts of one policy. At most one of them is ever there.
@@ -32,10 +34,11 @@ pub(super) struct Ends {
 }
 
 impl Conditions {
-    /// `new_fact` numbers one.
+    /// `place` is that of the policy at the top of the file; `new_fact` numbers one.
     pub(super) fn add(
         &mut self,
         policy: &OttlCondition,
+        place: u16,
         mut new_fact: impl FnMut() -> Fact,
     ) -> Ends {
         let propagates = policy.error_mode == ErrorMode::Propagate;
@@ -45,6 +48,8 @@ impl Conditions {
         };
         self.program.add(policy);
         self.ends.push(ends);
+        let is_logged = policy.error_mode == ErrorMode::Ignore;
+        self.told_as.push((place, is_logged));
         ends
     }
 
@@ -60,6 +65,7 @@ impl Conditions {
         resource_header: impl Iterator<Item = &'a [u8]>,
         scopes: impl Iterator<Item = (H, S)>,
         now: Moment,
+        folding: &mut Folding,
     ) where
         H: Iterator<Item = &'a [u8]>,
         S: Iterator<Item = &'a [u8]>,
@@ -67,8 +73,11 @@ impl Conditions {
         if self.is_empty() {
             return;
         }
-        let ends = &self.ends;
-        let mut latches = OnState { ends, state };
+        let mut latches = OnState {
+            of: self,
+            state,
+            folding,
+        };
         let scopes = scopes.map(|(header, spans)| (joined(header), spans));
         self.program
             .fold(joined(resource_header), scopes, now, &mut latches);
@@ -76,19 +85,20 @@ impl Conditions {
 }
 
 struct OnState<'s> {
-    ends: &'s [Ends],
+    of: &'s Conditions,
     state: &'s mut FoldState,
+    folding: &'s mut Folding,
 }
 
 impl Latches for OnState<'_> {
     fn is_settled(&self, policy: usize) -> bool {
-        self.ends.get(policy).is_none_or(|ends| {
+        self.of.ends.get(policy).is_none_or(|ends| {
             self.state.has(ends.matched) || ends.errored.is_some_and(|it| self.state.has(it))
         })
     }
 
     fn settle(&mut self, policy: usize, outcome: Outcome) {
-        let fact = self.ends.get(policy).and_then(|ends| match outcome {
+        let fact = self.of.ends.get(policy).and_then(|ends| match outcome {
             Outcome::Matched => Some(ends.matched),
             Outcome::Errored => ends.errored,
         });
@@ -96,10 +106,16 @@ impl Latches for OnState<'_> {
             self.state.add(fact);
         }
     }
+
+    fn failed(&mut self, policy: usize, error: EvalError) {
+        if let Some(&(place, is_logged)) = self.of.told_as.get(policy) {
+            self.folding.failed(place, error, is_logged);
+        }
+    }
 }
 
 /// Nearly always one stretch, which is not copied.
-fn joined<'a>(mut pieces: impl Iterator<Item = &'a [u8]>) -> Cow<'a, [u8]> {
+pub(super) fn joined<'a>(mut pieces: impl Iterator<Item = &'a [u8]>) -> Cow<'a, [u8]> {
     let mut whole = Cow::Borrowed(pieces.next().unwrap_or_default());
     for piece in pieces {
         whole.to_mut().extend_from_slice(piece);

@@ -8,6 +8,9 @@ use crate::policy::{Policy, PolicyKind};
 /// Each policy has a name among the metric labels, and each span is shown to every policy.
 pub const POLICIES_MAX: usize = 1_000;
 
+/// A name is a metric label, and with `--record-policy` an attribute of every span.
+const NAME_BYTES_MAX: usize = 1_000;
+
 /// Those inside others included: each may look at an attribute of its own, and such facts are
 /// numbered.
 const POLICIES_IN_ALL_MAX: usize = 10_000;
@@ -104,6 +107,16 @@ impl Reader {
                 return None;
             }
         };
+        if name.len() > NAME_BYTES_MAX {
+            self.wrong(
+                value,
+                format!(
+                    "the policy's `name` has {} bytes; write at most {NAME_BYTES_MAX}, for it is \
+                     in metrics and can be in spans",
+                    name.len()
+                ),
+            );
+        }
         if let Some((_, line)) = names.iter().find(|(taken, _)| *taken == name) {
             self.wrong(
                 value,

@@ -10,7 +10,7 @@ use crate::policy::evidence::Evidence;
 use crate::policy::limits::{Answer, Complete, Limits};
 use crate::policy::program::{Case, LimitAnswers, Node, says};
 use crate::policy::reason::Reason;
-use crate::policy::{FoldState, Policy, Rules, Said, Strategy, Vote};
+use crate::policy::{FoldState, Folding, Policy, Rules, Said, Strategy, Vote};
 use crate::wire::FragmentView;
 
 /// See the module.
@@ -127,10 +127,12 @@ impl Rules {
     ) -> Explanation {
         let mut state = self.begin();
         let (mut spans, mut decided, mut last) = (0, None, 0);
+        let mut folding = Folding::default();
         for (index, fragment) in fragments.iter().enumerate() {
             spans += fragment.fragment.spans;
             last = index;
-            decided = self.vote_at_ingest(trace, &mut state, spans, fragment, arrival);
+            decided =
+                self.vote_at_ingest(trace, &mut state, spans, fragment, arrival, &mut folding);
             if decided.is_some() {
                 break;
             }

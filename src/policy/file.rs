@@ -3,10 +3,12 @@
 //! The file is a Collector `tail_sampling` block: bare, under its own name, or inside a whole
 //! Collector configuration, whose other keys are nobody's business here. A file that a Collector
 //! accepts is accepted or refused with the reason; it is never read in another meaning without a
-//! notice. What stands in the block is `settings`' and `entry`'s.
+//! notice. What stands in the block is `settings`' and `entry`'s; references to environment variables
+//! in it are `environment`'s.
 
 use std::collections::HashSet;
 
+use crate::policy::environment::Expansion;
 use crate::policy::mistake::nearest;
 use crate::policy::tree::{Item, Node, shortened};
 use crate::policy::{Compatibility, Mistake, Notice, Rules};
@@ -23,13 +25,29 @@ pub struct Parsed {
     pub notices: Vec<Notice>,
 }
 
+/// The value of an environment variable by its name, if it is set.
+pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// [`parse_in`] an environment without variables.
+pub fn parse(text: &str) -> Result<Parsed, Vec<Mistake>> {
+    parse_in(&|_| None, text)
+}
+
 /// `text` is a `tail_sampling` block, bare or inside a whole Collector configuration. Mistakes
 /// come in the order of the file.
-pub fn parse(text: &str) -> Result<Parsed, Vec<Mistake>> {
+pub fn parse_in(environment: Environment<'_>, text: &str) -> Result<Parsed, Vec<Mistake>> {
     let mut reader = Reader::default();
     let rules = Item::read(text, &mut reader.mistakes).and_then(|root| {
         let block = reader.find_block(&root)?;
-        reader.settings(block)
+        let mut expansion = Expansion::new(environment);
+        let block = expansion.of(block);
+        reader.notices.append(&mut expansion.notices);
+        if expansion.mistakes.is_empty() {
+            return reader.settings(&block);
+        }
+        // What they stand for is not known, so the rest cannot be judged.
+        reader.mistakes.append(&mut expansion.mistakes);
+        None
     });
     match rules {
         Some(rules) if reader.mistakes.is_empty() => Ok(Parsed {
@@ -242,7 +260,7 @@ impl Reader {
 pub(super) fn text_of(item: &Item) -> Option<&str> {
     match &item.node {
         Node::Text(text) => Some(text),
-        _ => None,
+        _ => item.written.as_deref(),
     }
 }
 

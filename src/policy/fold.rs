@@ -7,7 +7,8 @@
 use std::collections::HashMap;
 
 use crate::model::{Randomness, TraceId};
-use crate::policy::conditions::{Conditions, Ends};
+use crate::policy::conditions::{Conditions, Ends, joined};
+use crate::policy::folding::Resources;
 use crate::policy::ottl::OttlCondition;
 use crate::policy::{Latency, TraceState, Values};
 use crate::wire::{
@@ -34,7 +35,7 @@ pub struct FoldState {
 
 /// A bit for each thing that a policy waits to see once.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Facts {
+pub(super) enum Facts {
     Few(u64),
     Many(Box<[u64]>),
 }
@@ -51,6 +52,8 @@ pub(super) struct Needs {
     wanted: Wanted,
     bytes: bool,
     keys: KeyFilter,
+    /// Some attribute is matched with patterns.
+    patterns: bool,
     /// Index into `asked` by key.
     by_key: HashMap<Box<[u8]>, u16, foldhash::fast::RandomState>,
     asked: Vec<Asked>,
@@ -104,7 +107,7 @@ impl Test {
 }
 
 impl Facts {
-    fn none(count: u16) -> Self {
+    pub(super) fn none(count: u16) -> Self {
         if count <= 64 {
             Self::Few(0)
         } else {
@@ -121,8 +124,22 @@ impl Facts {
         word >> (fact % 64) & 1 == 1
     }
 
+    /// What is in either.
+    fn add_all(&mut self, others: &Self) {
+        match (self, others) {
+            (Self::Few(word), Self::Few(more)) => *word |= more,
+            (Self::Many(words), Self::Many(more)) => {
+                for (word, more) in words.iter_mut().zip(more) {
+                    *word |= more;
+                }
+            }
+            // All of one version of the rules are of one kind.
+            _ => {}
+        }
+    }
+
     #[inline(always)]
-    fn add(&mut self, fact: Fact) {
+    pub(super) fn add(&mut self, fact: Fact) {
         let word = match self {
             Self::Few(word) => word,
             Self::Many(words) => &mut words[usize::from(fact / 64)],
@@ -156,6 +173,7 @@ impl Needs {
     }
 
     pub(super) fn string_attribute(&mut self, key: &str, values: &Values) -> Fact {
+        self.patterns |= matches!(values, Values::Matching(_));
         self.attribute_test(key, Test::Text(values.clone()))
     }
 
@@ -186,9 +204,9 @@ impl Needs {
         }
     }
 
-    pub(super) fn ottl_condition(&mut self, policy: &OttlCondition) -> Ends {
+    pub(super) fn ottl_condition(&mut self, policy: &OttlCondition, place: u16) -> Ends {
         let facts = &mut self.facts;
-        self.conditions.add(policy, || {
+        self.conditions.add(policy, place, || {
             *facts += 1;
             *facts - 1
         })
@@ -248,14 +266,31 @@ impl Needs {
         &self,
         state: &mut FoldState,
         header: impl Iterator<Item = &'a [u8]>,
+        version: u64,
+        known: &mut Resources,
     ) {
         if self.keys.is_empty() {
             return;
         }
+        if !self.patterns {
+            // Reading it again is as cheap as finding it.
+            self.resource_facts(&mut state.facts, header);
+            return;
+        }
+        let header = joined(header);
+        let facts = known.facts(version, &header, || {
+            let mut facts = Facts::none(self.facts);
+            self.resource_facts(&mut facts, std::iter::once(&header[..]));
+            facts
+        });
+        state.facts.add_all(&facts);
+    }
+
+    fn resource_facts<'a>(&self, facts: &mut Facts, header: impl Iterator<Item = &'a [u8]>) {
         let mut once = Once::default();
         for piece in header {
             read_resource(piece, &self.keys, &mut |key, attribute| {
-                self.attribute(&mut state.facts, &mut once, key, attribute, true);
+                self.attribute(facts, &mut once, key, attribute, true);
             });
         }
     }

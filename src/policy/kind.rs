@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::model::Threshold;
 use crate::policy::ottl::OttlCondition;
 use crate::policy::{HashSeed, Pattern};
+use crate::wire::Weights;
 
 /// When a trace is complete. The earliest of these decides; `decision_wait` is the cap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +26,7 @@ pub struct Settings {
     /// Whether a span that comes without `th` was certain to be sent (T = 0). If that is not known,
     /// it is exported without `th`: its count is unknown then, and must not be stated as 1.
     pub assume_unsampled_upstream: bool,
+    pub weights: Weights,
     /// Policies behind the first one that keeps a trace are not asked: limits are not charged.
     pub sample_on_first_match: bool,
     pub strategy: Strategy,
@@ -283,6 +285,7 @@ impl Default for Settings {
         Self {
             compatibility: Compatibility::Tailring,
             assume_unsampled_upstream: true,
+            weights: Weights::TraceState,
             sample_on_first_match: false,
             strategy: Strategy::TraceComplete,
             trace_bytes_max: None,

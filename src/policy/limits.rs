@@ -56,6 +56,8 @@ pub(super) struct LimitRule {
     pub(super) budget: Budget,
     pub(super) scope: Scope,
     pub(super) compatibility: Compatibility,
+    /// Of the policy at the top of the file that it stands in.
+    pub(super) policy: u16,
 }
 
 /// See the module. `K` says where an answer goes.
@@ -71,6 +73,7 @@ pub struct Limits<K> {
 
 #[derive(Debug, Clone)]
 struct Limit {
+    policy: u16,
     scope: Scope,
     of_bytes: bool,
     keeper: Keeper,
@@ -209,6 +212,22 @@ impl<K: Copy> Limits<K> {
         }
     }
 
+    /// Traces larger than the burst of a limit, which it took by overdraft since this was asked last: of
+    /// which policy, and how many.
+    pub fn take_beyond_burst(&mut self) -> impl Iterator<Item = (u16, u64)> + '_ {
+        let limits = self.limits.iter_mut();
+        let counts = limits.map(|limit| {
+            let traces = match &mut limit.keeper {
+                Keeper::Window(window) => window.take_beyond_burst(),
+                Keeper::Composite(window) => window.take_beyond_burst(),
+                // The Collector's never take one.
+                Keeper::Bucket(_) | Keeper::Seconds(_) => 0,
+            };
+            (limit.policy, traces)
+        });
+        counts.filter(|(_, traces)| *traces > 0)
+    }
+
     fn close_some(&mut self, now: Moment, early: bool, answers: &mut Vec<Answer<K>>) {
         let mut settled = Vec::new();
         for (limit, number) in self.limits.iter_mut().zip(0..) {
@@ -314,6 +333,7 @@ impl Limit {
             }
         };
         Self {
+            policy: rule.policy,
             scope: rule.scope,
             of_bytes: matches!(rule.budget, Budget::Bytes { .. }),
             keeper,

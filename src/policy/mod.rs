@@ -11,10 +11,12 @@ mod bucket;
 mod composite;
 mod conditions;
 mod entry;
+mod environment;
 mod evidence;
 mod explain;
 mod file;
 mod fold;
+mod folding;
 mod hash_seed;
 mod kind;
 mod limit;
@@ -36,8 +38,9 @@ mod window;
 
 pub use entry::POLICIES_MAX;
 pub use explain::{Explained, Explanation};
-pub use file::{Parsed, TOLD_MAX, parse};
+pub use file::{Environment, Parsed, TOLD_MAX, parse, parse_in};
 pub use fold::FoldState;
+pub use folding::{Failure, Folding};
 pub use hash_seed::HashSeed;
 pub use kind::{
     BooleanAttribute, BytesLimiting, Compatibility, Composite, CompositeSub, Latency,

@@ -127,6 +127,7 @@ impl Program {
             needs: Needs::default(),
             limits: Vec::new(),
             path: Vec::new(),
+            place: 0,
         };
         let mut program = Self {
             drops: Vec::new(),
@@ -136,10 +137,11 @@ impl Program {
         };
         for (index, policy) in policies.iter().enumerate() {
             let limits = compiler.limits.len();
+            // Policies are at most a thousand.
+            compiler.place = index as u16;
             let node = compiler.policy(policy);
             let entry = Entry {
-                // Policies are at most a thousand.
-                policy: index as u16,
+                policy: compiler.place,
                 limited: compiler.limits.len() > limits,
                 node,
             };
@@ -238,6 +240,8 @@ struct Compiler {
     limits: Vec<LimitRule>,
     /// Names of the policies around the one at hand, and its own.
     path: Vec<String>,
+    /// Of the policy at the top.
+    place: u16,
 }
 
 impl Compiler {
@@ -300,7 +304,9 @@ impl Compiler {
                 inverted: it.invert_match,
             },
             PolicyKind::TraceState(it) => self.seen(|needs| needs.trace_state(it)),
-            PolicyKind::OttlCondition(it) => Node::Conditions(self.needs.ottl_condition(it)),
+            PolicyKind::OttlCondition(it) => {
+                Node::Conditions(self.needs.ottl_condition(it, self.place))
+            }
             PolicyKind::TraceFlags => self.seen(Needs::sampled_flag),
             PolicyKind::And(subs) => Node::And(self.nodes(subs)),
             PolicyKind::Not(sub) => Node::Not(Box::new(self.policy(sub))),
@@ -348,6 +354,7 @@ impl Compiler {
             budget,
             scope,
             compatibility: self.compatibility,
+            policy: self.place,
         });
         // The reader bounds all policies together, nested ones included.
         (self.limits.len() - 1) as u16

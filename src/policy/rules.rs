@@ -7,7 +7,9 @@ use crate::model::{Moment, TraceId};
 use crate::policy::fold::Needs;
 use crate::policy::program::{Case, LimitAnswers, Program};
 use crate::policy::version::version_of;
-use crate::policy::{FoldState, Policy, PolicyKind, Said, Settings, Strategy, Timing, Vote};
+use crate::policy::{
+    FoldState, Folding, Policy, PolicyKind, Said, Settings, Strategy, Timing, Vote,
+};
 use crate::wire::{FragmentView, request_len, spans_in};
 
 /// See the module.
@@ -78,13 +80,27 @@ impl Rules {
     /// it came.
     #[inline]
     pub fn fold(&self, state: &mut FoldState, fragment: &FragmentView<'_>, arrival: Moment) {
+        self.fold_with(state, fragment, arrival, &mut Folding::default());
+    }
+
+    /// The same, with what is kept from one fragment to the next.
+    #[inline]
+    pub fn fold_with(
+        &self,
+        state: &mut FoldState,
+        fragment: &FragmentView<'_>,
+        arrival: Moment,
+        folding: &mut Folding,
+    ) {
         if self.needs.is_nothing() {
             return;
         }
         if self.needs.want_bytes_of_fragments() {
             state.add_bytes(fragment.request_len() as u64);
         }
-        self.needs.resource(state, fragment.resource().pieces());
+        let resources = &mut folding.resources;
+        self.needs
+            .resource(state, fragment.resource().pieces(), self.version, resources);
         for scope in fragment.scopes() {
             for span in scope.spans() {
                 self.needs.span(state, span);
@@ -95,7 +111,7 @@ impl Rules {
             .scopes()
             .map(|scope| (scope.header.pieces(), scope.spans()));
         let conditions = &self.needs.conditions;
-        conditions.fold(state, resource.pieces(), scopes, arrival);
+        conditions.fold(state, resource.pieces(), scopes, arrival, folding);
     }
 
     /// Folds a fragment that was read back: the header of its resource, and for each of its scopes
@@ -116,7 +132,10 @@ impl Rules {
                 .map(|(header, spans)| header.len() + spans.len());
             state.add_bytes(request_len(resource_header.len(), lens) as u64);
         }
-        self.needs.resource(state, std::iter::once(resource_header));
+        let mut folding = Folding::default();
+        let header = std::iter::once(resource_header);
+        self.needs
+            .resource(state, header, self.version, &mut folding.resources);
         for (_, span) in scopes.clone().flat_map(|(_, spans)| spans_in(spans)) {
             self.needs.span(state, span);
         }
@@ -126,7 +145,8 @@ impl Rules {
             (std::iter::once(header), spans)
         });
         let conditions = &self.needs.conditions;
-        conditions.fold(state, resource, scopes, arrival);
+        // Of failures was told when the fragment came.
+        conditions.fold(state, resource, scopes, arrival, &mut folding);
     }
 
     /// Whether the votes depend on what spans say, so that a state that was lost must be folded
@@ -171,10 +191,11 @@ impl Rules {
         spans: u32,
         fragment: &FragmentView<'_>,
         arrival: Moment,
+        folding: &mut Folding,
     ) -> Option<Vote> {
         let bytes = state.bytes();
         *state = self.begin();
-        self.fold(state, fragment, arrival);
+        self.fold_with(state, fragment, arrival, folding);
         self.vote_alone(trace, state, spans, bytes)
     }
 

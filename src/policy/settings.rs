@@ -7,11 +7,12 @@ use crate::model::parse_go_duration;
 use crate::policy::file::{Entries, Reader, is_text, text_of};
 use crate::policy::tree::{Item, Node, shortened};
 use crate::policy::{Policy, PolicyKind, Rules, Settings, Strategy, Timing};
+use crate::wire::Weights;
 
 /// Same as the Collector's.
 const DECISION_WAIT_DEFAULT: Duration = Duration::from_secs(30);
 
-const SETTINGS: [&str; 16] = [
+const SETTINGS: [&str; 17] = [
     "assume_unsampled_upstream",
     "block_on_overflow",
     "compatibility",
@@ -28,6 +29,7 @@ const SETTINGS: [&str; 16] = [
     "sample_on_first_match",
     "sampling_strategy",
     "tail_storage",
+    "weights",
 ];
 
 impl Reader {
@@ -47,8 +49,8 @@ impl Reader {
             .iter()
             .find(|(key, _)| is_text(key, "compatibility"))
         {
-            self.collector =
-                self.choice(value, "compatibility", ["tailring", "collector"]) == Some("collector");
+            self.collector = self.choice(value, "compatibility", &["tailring", "collector"])
+                == Some("collector");
         }
         let mut timing = Timing {
             decision_wait: DECISION_WAIT_DEFAULT,
@@ -83,12 +85,20 @@ impl Reader {
                 "assume_unsampled_upstream" => {
                     settings.assume_unsampled_upstream = self.switch(key, value).unwrap_or(true);
                 }
+                "weights" => {
+                    let known = ["tracestate", "sample_rate", "none"];
+                    settings.weights = match self.choice(value, "weights", &known) {
+                        Some("sample_rate") => Weights::SampleRate,
+                        Some("none") => Weights::None,
+                        _ => Weights::TraceState,
+                    };
+                }
                 "sample_on_first_match" => {
                     settings.sample_on_first_match = self.switch(key, value).unwrap_or(false);
                 }
                 "sampling_strategy" => {
                     let known = ["trace-complete", "span-ingest"];
-                    if self.choice(value, "sampling_strategy", known) == Some("span-ingest") {
+                    if self.choice(value, "sampling_strategy", &known) == Some("span-ingest") {
                         settings.strategy = Strategy::SpanIngest;
                     }
                 }
@@ -143,14 +153,16 @@ impl Reader {
         }
     }
 
-    fn choice<'a>(&mut self, value: &Item, name: &str, known: [&'a str; 2]) -> Option<&'a str> {
-        let chosen = known.into_iter().find(|known| is_text(value, known));
-        if chosen.is_none() {
-            let [first, second] = known;
+    fn choice<'a>(&mut self, value: &Item, name: &str, known: &[&'a str]) -> Option<&'a str> {
+        let chosen = known.iter().copied().find(|known| is_text(value, known));
+        if chosen.is_none()
+            && let [first @ .., last] = known
+        {
             let what = value.describe();
+            let first = first.join(", ");
             self.wrong(
                 value,
-                format!("`{name}` is {what}; write {first} or {second}"),
+                format!("`{name}` is {what}; write {first} or {last}"),
             );
         }
         chosen
@@ -222,16 +234,44 @@ impl Reader {
                      log and are decided after the restart",
                 );
             }
-            "decision_cache" => self.notice(
-                key,
-                "`decision_cache` is not read: every decision is remembered, bounded in bytes \
-                 (--decision-memory-max-bytes)",
-            ),
+            "decision_cache" => {
+                self.cache_sizes(value);
+                self.notice(
+                    key,
+                    "`decision_cache` is not read: every decision is remembered, bounded in bytes \
+                     (--decision-memory-max-bytes)",
+                );
+            }
             "tail_storage" => self.notice(
                 key,
                 "`tail_storage` is not read: traces are always kept in the log (--data-dir)",
             ),
             _ => self.unknown_key(key, "setting", &SETTINGS),
+        }
+    }
+
+    fn cache_sizes(&mut self, value: &Item) {
+        const SIZES: [&str; 2] = ["sampled_cache_size", "non_sampled_cache_size"];
+        match &value.node {
+            Node::Null => {}
+            Node::Map(entries) => {
+                for (key, value) in entries {
+                    match text_of(key) {
+                        Some(name) if SIZES.contains(&name) => {
+                            self.count(key, value);
+                        }
+                        _ => self.unknown_key(key, "key of `decision_cache`", &SIZES),
+                    }
+                }
+            }
+            _ => {
+                let what = value.describe();
+                let sizes = SIZES.join(" and ");
+                self.wrong(
+                    value,
+                    format!("`decision_cache` is {what}; write a block with {sizes}"),
+                );
+            }
         }
     }
 

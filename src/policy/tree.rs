@@ -18,6 +18,8 @@ pub(super) struct Item {
     pub(super) line: usize,
     pub(super) column: usize,
     pub(super) node: Node,
+    /// If it comes from the environment: its text there. It counts where a text is wanted.
+    pub(super) written: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -55,9 +57,22 @@ impl Item {
         }
     }
 
+    /// Its place alone.
+    pub(super) fn without_node(&self) -> Self {
+        Self {
+            line: self.line,
+            column: self.column,
+            node: Node::Null,
+            written: None,
+        }
+    }
+
     /// What it is, for a message: "a list", "the number 5".
     pub(super) fn describe(&self) -> String {
         match &self.node {
+            Node::Null if self.written.is_some() => {
+                "empty, as is its environment variable".to_owned()
+            }
             Node::Null => "empty".to_owned(),
             Node::Bool(value) => format!("`{value}`"),
             Node::Unsigned(value) => format!("the number {value}"),
@@ -118,6 +133,7 @@ impl<'de> Deserialize<'de> for Item {
             line: clamp(spanned.referenced.line()),
             column: clamp(spanned.referenced.column()),
             node: spanned.value,
+            written: None,
         })
     }
 }

@@ -10,6 +10,7 @@ use crate::policy::ottl::{Condition, ErrorMode};
 use crate::policy::{
     Compatibility, Pattern, Policy, PolicyKind, Scope, Settings, Strategy, Timing, Values,
 };
+use crate::wire::Weights;
 
 pub(super) fn version_of(timing: &Timing, policies: &[Policy], settings: &Settings) -> u64 {
     let mut meaning = Meaning(b"tailring rules 1".to_vec());
@@ -36,6 +37,11 @@ pub(super) fn version_of(timing: &Timing, policies: &[Policy], settings: &Settin
     if let Some(bytes) = settings.trace_bytes_max {
         meaning.number(u64::MAX - 4);
         meaning.number(bytes);
+    }
+    match settings.weights {
+        Weights::TraceState => {}
+        Weights::SampleRate => meaning.number(u64::MAX - 5),
+        Weights::None => meaning.number(u64::MAX - 6),
     }
     xxhash_rust::xxh3::xxh3_64(&meaning.0)
 }

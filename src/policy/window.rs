@@ -145,6 +145,11 @@ impl Window {
         }
     }
 
+    /// See [`Balance::take_beyond_burst`].
+    pub(super) fn take_beyond_burst(&mut self) -> u64 {
+        self.balance.take_beyond_burst()
+    }
+
     #[cfg(test)]
     fn held(&self) -> usize {
         self.candidates.len()
@@ -227,6 +232,27 @@ mod tests {
             assert_eq!(answers.len(), 20);
         }
         assert_eq!(excluded.len(), 160);
+    }
+
+    #[test]
+    fn what_is_larger_than_the_burst_passes_by_overdraft_and_is_counted() {
+        let mut window = Window::new(50, 100, at(0));
+        let mut excluded = Vec::new();
+        for (ticket, cost) in [(1, 100), (2, 101), (3, 250)] {
+            window.ask(
+                r(1),
+                cost,
+                ticket,
+                at(10_000 * u64::from(ticket)),
+                &mut excluded,
+            );
+            let (_, answers) = closed(&mut window);
+            assert_eq!(answers, [(ticket, Some(Threshold::ALWAYS))]);
+        }
+        assert_eq!(
+            (window.take_beyond_burst(), window.take_beyond_burst()),
+            (2, 0)
+        );
     }
 
     #[test]

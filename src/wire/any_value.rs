@@ -167,7 +167,8 @@ pub(super) fn bodies(message: &[u8], wanted: u32) -> impl Iterator<Item = &[u8]>
     })
 }
 
-fn key_in(key_value: &[u8]) -> &[u8] {
+/// The key of a KeyValue.
+pub(super) fn key_in(key_value: &[u8]) -> &[u8] {
     if let [0x0A, len @ ..0x80, rest @ ..] = key_value
         && let Some((key, [0x12, ..])) = rest.split_at_checked(usize::from(*len))
         && let Some([value_len @ ..0x80, value @ ..]) = rest.get(usize::from(*len) + 1..)
@@ -213,7 +214,7 @@ pub fn write_entry_bytes(key_value: &[u8], out: &mut Vec<u8>) {
     write_body(LIST_TAG as u8, key_value, out);
 }
 
-fn write_body(tag: u8, body: &[u8], out: &mut Vec<u8>) {
+pub(super) fn write_body(tag: u8, body: &[u8], out: &mut Vec<u8>) {
     write_prefix(tag, body.len(), out);
     out.extend_from_slice(body);
 }

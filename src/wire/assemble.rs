@@ -87,7 +87,7 @@ impl BatchBuilder {
         let section = self.sections.len() as u32;
         let (copying, added) = weight.measure(&spans, &mut self.unwritten);
         if self.weights.last() != Some(weight) {
-            self.weights.push(*weight);
+            self.weights.push(weight.clone());
         }
         self.sections.push(Section {
             spans,

@@ -19,6 +19,7 @@
 
 mod any_value;
 mod assemble;
+mod attribute;
 mod check;
 mod extract;
 mod field;
@@ -27,6 +28,7 @@ mod json;
 mod member;
 mod record;
 mod reject;
+mod sample_rate;
 mod scan;
 mod section;
 mod span;
@@ -40,6 +42,7 @@ pub use any_value::{
     write_entry, write_entry_bytes,
 };
 pub use assemble::BatchBuilder;
+pub use attribute::{Attribute, scope_with};
 pub use extract::{
     KeyFilter, Scalar, SpanFields, Wanted, read_resource, read_span, scalar_value,
     stated_randomness, string_value,
@@ -56,4 +59,4 @@ pub use scan::{Scan, ScanError, ScanLimits, SpanEntry};
 pub use section::{leading_span_id, span_id_of, spans_in};
 pub use split::{Part, split};
 pub use tracestate::th_digits;
-pub use weight::{Unwritten, UnwrittenSpans, Weight};
+pub use weight::{Unwritten, UnwrittenSpans, Weight, Weights};

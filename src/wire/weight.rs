@@ -13,13 +13,29 @@
 //! write. If field 3 comes more than once the last one is the trace state, and it alone is edited,
 //! where it stands; it is made empty and not taken away, or the one before it would count.
 //!
-//! How the text of a trace state reads is `tracestate`'s.
+//! How the text of a trace state reads is `tracestate`'s. Attributes that go with it are `marking`'s.
 
-use crate::model::{Randomness, Threshold};
+mod marking;
+
+use crate::model::{Randomness, Threshold, TraceId};
+use crate::wire::attribute::Attribute;
 use crate::wire::field::{Broken, Cursor, field_len};
+use crate::wire::sample_rate::Rounding;
 use crate::wire::section::{TAG, spans_in};
 use crate::wire::tracestate::{Incoming, Sampling, ThText, rewrite};
 use crate::wire::writing::Writing;
+
+/// How an exported span says what it stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Weights {
+    /// `ot=th` in its trace state.
+    #[default]
+    TraceState,
+    /// That, and an attribute `SampleRate`.
+    SampleRate,
+    /// Not at all; what it said before and is not true any more is erased.
+    None,
+}
 
 /// Why a span goes out with no `th` of ours. Also a metric label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -74,7 +90,7 @@ impl UnwrittenSpans {
 }
 
 /// What is written into the spans of one trace. Small; made once a trace.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Weight {
     threshold: Option<Threshold>,
     /// Of spans without `rv`.
@@ -86,6 +102,12 @@ pub struct Weight {
     appended_len: u8,
     /// Why a span without a trace state gets none, in this trace.
     not_appended: Option<Unwritten>,
+    /// Else nothing is put into a trace state.
+    puts_th: bool,
+    /// If there is to be a `SampleRate`.
+    rounding: Option<Rounding>,
+    /// What else is written into each span.
+    attribute: Option<Attribute>,
 }
 
 /// Tag, length, `ot=th:` and 14 digits, rounded up so that it is copied in three moves.
@@ -101,6 +123,8 @@ pub(super) enum Copying {
     Appending,
     /// Each span is looked at once more.
     Editing,
+    /// The same, and its attributes change.
+    Marking,
 }
 
 /// What becomes of one span.
@@ -108,6 +132,14 @@ enum Edit<'s> {
     None,
     Append,
     Rewrite(Rewritten<'s>),
+}
+
+/// What becomes of one span, why it leaves without a threshold if it does, and the threshold with
+/// which it was kept, if anybody knows it.
+struct Judged<'s> {
+    edit: Edit<'s>,
+    reason: Option<Unwritten>,
+    threshold: Option<Threshold>,
 }
 
 /// The trace state of a span: its text, what is before its field and what is after.
@@ -154,14 +186,32 @@ impl Weight {
             appended,
             appended_len: 2 + text_len as u8,
             not_appended,
+            puts_th: true,
+            rounding: None,
+            attribute: None,
         }
+    }
+
+    /// Says it in another way.
+    #[must_use]
+    pub fn written_as(mut self, weights: Weights, trace: TraceId) -> Self {
+        self.puts_th = weights != Weights::None;
+        self.rounding = (weights == Weights::SampleRate).then(|| Rounding::of(trace));
+        self
+    }
+
+    /// Each span gets this attribute, too.
+    #[must_use]
+    pub fn with_attribute(mut self, attribute: Attribute) -> Self {
+        self.attribute = Some(attribute);
+        self
     }
 
     /// At most so many bytes longer does any one span become, its tag and length included: the
     /// text is as long as the field for a span that has none, less a tag and a length, plus a
     /// comma; and two lengths may need a byte more each.
     pub fn growth_max(&self) -> usize {
-        usize::from(self.appended_len) + 2
+        usize::from(self.appended_len) + 2 + self.attributes_growth_max()
     }
 
     /// Reads the spans of a section: how it is copied, and how long the copy is.
@@ -170,13 +220,16 @@ impl Weight {
         section: &[u8],
         unwritten: &mut UnwrittenSpans,
     ) -> (Copying, usize) {
+        if self.marks() {
+            return self.measure_marked(section, unwritten);
+        }
         let (mut whole, mut appending) = (true, true);
         let (mut read, mut len) = (0, 0);
         for (field, span) in spans_in(section) {
-            let (edit, reason) = self.edit(span);
-            unwritten.count(reason);
+            let judged = self.edit(span);
+            unwritten.count(judged.reason);
             read += field.len();
-            match edit {
+            match judged.edit {
                 Edit::None => {
                     appending = false;
                     len += field.len();
@@ -211,13 +264,14 @@ impl Weight {
             }
             Copying::Editing => {
                 for (field, span) in spans_in(section) {
-                    match self.edit(span).0 {
+                    match self.edit(span).edit {
                         Edit::None => out.put(field),
                         Edit::Append => self.append(span, out),
                         Edit::Rewrite(rewritten) => self.rewrite(&rewritten, out),
                     }
                 }
             }
+            Copying::Marking => self.write_marked(section, out),
         }
     }
 
@@ -239,52 +293,83 @@ impl Weight {
         out.put(span.found.after);
     }
 
-    /// What becomes of a span, and why it leaves without a threshold if it does.
     #[inline(always)]
-    fn edit<'s>(&self, span: &'s [u8]) -> (Edit<'s>, Option<Unwritten>) {
+    fn edit<'s>(&self, span: &'s [u8]) -> Judged<'s> {
         match find(span) {
             // Nobody meets it: such a span was never accepted.
-            Err(_) => (Edit::None, Some(Unwritten::Malformed)),
-            Ok(None) => match self.not_appended {
-                None => (Edit::Append, None),
-                reason => (Edit::None, reason),
-            },
-            Ok(Some(found)) => self.edit_found(found),
+            Err(_) => Judged::untouched(Some(Unwritten::Malformed)),
+            Ok(found) => self.edit_at(found, false),
         }
     }
 
+    /// `is_sampled`: the span says in another way than by a `th` that it was sampled before.
+    #[inline(always)]
+    fn edit_at<'s>(&self, found: Option<Found<'s>>, is_sampled: bool) -> Judged<'s> {
+        let Some(found) = found else {
+            let reason = match self.not_appended {
+                None if is_sampled => Some(Unwritten::UpstreamUnknown),
+                reason => reason,
+            };
+            return match reason {
+                None => Judged {
+                    edit: if self.puts_th {
+                        Edit::Append
+                    } else {
+                        Edit::None
+                    },
+                    reason: None,
+                    threshold: self.threshold,
+                },
+                Some(_) if !self.puts_th => Judged::untouched(None),
+                reason => Judged::untouched(reason),
+            };
+        };
+        self.edit_found(found, is_sampled)
+    }
+
     #[inline(never)]
-    fn edit_found<'s>(&self, found: Found<'s>) -> (Edit<'s>, Option<Unwritten>) {
+    fn edit_found<'s>(&self, found: Found<'s>, is_sampled: bool) -> Judged<'s> {
         let sampling = Sampling::read(found.text);
-        let erase = |reason| {
-            let edit = if sampling.has_th {
+        let erase = |reason, threshold| Judged {
+            edit: if sampling.has_th {
                 Edit::Rewrite(self.rewritten(found, false))
             } else {
                 Edit::None
-            };
-            (edit, Some(reason))
+            },
+            reason: self.puts_th.then_some(reason),
+            threshold,
         };
         let Some(threshold) = self.threshold else {
-            return erase(Unwritten::ProbabilityUnknown);
+            return erase(Unwritten::ProbabilityUnknown, None);
         };
         let before = match sampling.threshold {
-            Incoming::Malformed => return erase(Unwritten::Malformed),
+            Incoming::Malformed => return erase(Unwritten::Malformed, None),
             Incoming::Known(before) => before,
-            Incoming::Absent if self.assume_unsampled_upstream => Threshold::ALWAYS,
-            Incoming::Absent => return (Edit::None, Some(Unwritten::UpstreamUnknown)),
+            Incoming::Absent if self.assume_unsampled_upstream && !is_sampled => Threshold::ALWAYS,
+            Incoming::Absent => return erase(Unwritten::UpstreamUnknown, None),
         };
         let randomness = sampling.randomness.unwrap_or(self.randomness);
-        if !before.max(threshold).admits(randomness) {
-            return erase(Unwritten::Inconsistent);
+        let after = before.max(threshold);
+        if !after.admits(randomness) {
+            return erase(Unwritten::Inconsistent, None);
         }
         if sampling.has_th && before >= threshold {
-            return (Edit::None, None);
+            return Judged {
+                edit: Edit::None,
+                reason: None,
+                threshold: Some(after),
+            };
         }
         let rewritten = self.rewritten(found, true);
-        if sampling.has_room(found.text.len(), rewritten.text_len, &self.th) {
-            (Edit::Rewrite(rewritten), None)
+        let has_room = sampling.has_room(found.text.len(), rewritten.text_len, &self.th);
+        if self.puts_th && has_room {
+            Judged {
+                edit: Edit::Rewrite(rewritten),
+                reason: None,
+                threshold: Some(after),
+            }
         } else {
-            erase(Unwritten::Overflow)
+            erase(Unwritten::Overflow, Some(after))
         }
     }
 
@@ -297,6 +382,16 @@ impl Weight {
             found,
             puts_th,
             text_len,
+        }
+    }
+}
+
+impl Judged<'_> {
+    fn untouched(reason: Option<Unwritten>) -> Self {
+        Self {
+            edit: Edit::None,
+            reason,
+            threshold: None,
         }
     }
 }

@@ -7,7 +7,6 @@
 
 use std::cmp::Ordering;
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -15,13 +14,14 @@ use http::{HeaderMap, HeaderValue};
 use tokio::task::JoinHandle;
 
 use crate::log::{Buffers, Disk, ReadError, StoredFragment, Volume};
-use crate::model::{Extent, FragmentHash, Member, Randomness, SteadyClock};
+use crate::model::{Extent, FragmentHash, Member, SteadyClock};
 use crate::net::metadata;
-use crate::wire::Weight;
+use crate::wire::{Attribute, scope_with};
 use crate::worker::dead_letters::DeadLetters;
 use crate::worker::export::{Batch, Delivery, Destination, Refusal};
 use crate::worker::export_memory::{ExportMemory, bytes_of};
 use crate::worker::isolation::{Isolation, Trust};
+use crate::worker::labels::Labels;
 use crate::worker::message::{Message, Origin, Seen, Source};
 use crate::worker::metrics::WorkerMetrics;
 use crate::worker::shard::ExportWork;
@@ -49,8 +49,7 @@ pub(crate) struct Exporter<D: Disk> {
     pub(crate) clock: SteadyClock,
     pub(crate) metrics: WorkerMetrics,
     pub(crate) dedup_seed: u64,
-    /// Whether spans without `th` were certain to come, as the rules in force say.
-    pub(crate) assume_unsampled_upstream: Arc<AtomicBool>,
+    pub(crate) labels: Arc<Labels>,
     /// For messages.
     pub(crate) buffers: Arc<Buffers>,
     pub(crate) memory: Arc<ExportMemory>,
@@ -107,6 +106,7 @@ impl<D: Disk> Exporter<D> {
             span: 0,
             ahead: VecDeque::new(),
             seen: Seen::default(),
+            scopes: Vec::new(),
         };
         // Up to where all is settled but what is stuck: in the middle of a trace that takes several
         // messages, too.
@@ -268,7 +268,12 @@ struct Reader {
     /// Read and not yet in a message; of the first one, a part may be.
     ahead: VecDeque<Option<StoredFragment>>,
     seen: Seen,
+    /// Headers of scopes, what was written into them, and what became of them.
+    scopes: Vec<(Bytes, Vec<Attribute>, Bytes)>,
 }
+
+/// Headers that lie twice in memory, once with our attributes. Many fragments share one.
+const SCOPES_MAX: usize = 16;
 
 impl Reader {
     fn origin(&self) -> Origin {
@@ -308,11 +313,10 @@ impl Reader {
             return true;
         };
         if let Some(Some(fragment)) = self.ahead.front_mut() {
-            let weight = Weight::new(
-                export.decision.threshold,
-                Randomness::of(export.decision.trace),
-                exporter.assume_unsampled_upstream.load(Relaxed),
-            );
+            let weight = exporter.labels.weight(&export.decision);
+            let of_scopes = exporter
+                .labels
+                .of_scopes(&export.decision, fragment.arrival);
             // Only one that is larger than a message is cut: should the process end in between, the
             // log knows no way to say that the backend has the first part.
             let spans_len: usize = fragment.scopes.iter().map(|scope| scope.spans.len()).sum();
@@ -328,7 +332,7 @@ impl Reader {
                 scope: Bytes::new(),
             };
             for (number, scope) in fragment.scopes.iter_mut().enumerate() {
-                source.scope = scope.header.clone();
+                source.scope = with_attributes(&mut self.scopes, &scope.header, &of_scopes);
                 let origin = Origin {
                     trace: self.trace,
                     fragment: self.fragment,
@@ -392,4 +396,25 @@ impl Reader {
         }
         extents
     }
+}
+
+/// A scope's header with these attributes in it. Equal ones share one allocation.
+fn with_attributes(
+    known: &mut Vec<(Bytes, Vec<Attribute>, Bytes)>,
+    header: &Bytes,
+    attributes: &[Attribute],
+) -> Bytes {
+    if attributes.is_empty() {
+        return header.clone();
+    }
+    let same = |(of, with, _): &&(Bytes, Vec<Attribute>, Bytes)| of == header && with == attributes;
+    if let Some((.., written)) = known.iter().find(same) {
+        return written.clone();
+    }
+    if known.len() == SCOPES_MAX {
+        known.clear();
+    }
+    let written = scope_with(header, attributes);
+    known.push((header.clone(), attributes.to_vec(), written.clone()));
+    written
 }

@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 
 use crate::model::{SteadyClock, TraceId};
 use crate::policy::{Answer, LimitAnswers, Limits, Rules};
+use crate::worker::metrics::{PolicyCounters, WorkerMetrics};
 use crate::worker::shard::Ask;
 use crate::worker::shard_thread::ShardHandle;
 
@@ -48,6 +49,8 @@ pub(crate) struct Limiter(Sender<Control>);
 pub(crate) struct Starting {
     limits: Option<Limits<Asker>>,
     asks: Receiver<(u16, Ask)>,
+    counters: PolicyCounters,
+    metrics: WorkerMetrics,
 }
 
 impl Asking {
@@ -59,10 +62,20 @@ impl Asking {
     }
 }
 
-pub(crate) fn prepare(rules: &Rules, clock: SteadyClock) -> (Asking, Starting) {
+pub(crate) fn prepare(
+    rules: &Rules,
+    clock: SteadyClock,
+    metrics: &WorkerMetrics,
+) -> (Asking, Starting) {
     let limits = Limits::of(rules, clock.now());
     let (sender, asks) = bounded(ASKS_MAX);
-    (Asking(sender), Starting { limits, asks })
+    let starting = Starting {
+        limits,
+        asks,
+        counters: metrics.of_policies(rules),
+        metrics: metrics.clone(),
+    };
+    (Asking(sender), starting)
 }
 
 impl Starting {
@@ -76,6 +89,8 @@ impl Starting {
         let running = Running {
             limits: self.limits,
             asks: self.asks,
+            counters: self.counters,
+            metrics: self.metrics,
             control,
             share: 1.0,
             shards,
@@ -117,6 +132,9 @@ impl Limiter {
 struct Running {
     limits: Option<Limits<Asker>>,
     asks: Receiver<(u16, Ask)>,
+    /// Of the policies of these limits.
+    counters: PolicyCounters,
+    metrics: WorkerMetrics,
     control: Receiver<Control>,
     share: f64,
     shards: Arc<[ShardHandle]>,
@@ -202,6 +220,7 @@ impl Running {
                     limits.set_share(self.share, now);
                 }
                 self.answer();
+                self.counters = self.metrics.of_policies(&rules);
                 reply.send(()).ok();
             }
             Control::CloseEarly(reply) => {
@@ -223,9 +242,13 @@ impl Running {
         for (shard, trace) in self.again.drain(..) {
             self.shards[usize::from(shard)].ask_limits_again(trace);
         }
-        let Some(version) = self.limits.as_ref().map(Limits::version) else {
+        let Some(limits) = &mut self.limits else {
             return;
         };
+        let version = limits.version();
+        for (policy, traces) in limits.take_beyond_burst() {
+            self.counters.beyond_burst(policy, traces);
+        }
         let mut for_shards: Vec<Vec<(TraceId, LimitAnswers)>> = vec![Vec::new(); self.shards.len()];
         for answer in self.answers.drain(..) {
             let (shard, trace) = answer.to;

@@ -125,15 +125,35 @@ struct PolicyLabels {
     policy: String,
 }
 
-/// Kept traces and their spans, for each policy of the rules.
+/// What each policy of the rules kept, and failed at.
 #[derive(Clone, Debug)]
-pub struct KeptByPolicy(Vec<(Counter, Counter)>);
+pub struct PolicyCounters(Vec<OfPolicy>);
 
-impl KeptByPolicy {
-    pub fn count(&self, policy: Option<u16>, spans: u32) {
-        if let Some((traces, in_spans)) = policy.and_then(|it| self.0.get(usize::from(it))) {
-            traces.inc();
-            in_spans.inc_by(spans.into());
+#[derive(Clone, Debug)]
+struct OfPolicy {
+    traces_kept: Counter,
+    spans_kept: Counter,
+    failures: Counter,
+    beyond_burst: Counter,
+}
+
+impl PolicyCounters {
+    pub fn kept(&self, policy: Option<u16>, spans: u32) {
+        if let Some(counters) = policy.and_then(|it| self.0.get(usize::from(it))) {
+            counters.traces_kept.inc();
+            counters.spans_kept.inc_by(spans.into());
+        }
+    }
+
+    pub fn failed(&self, policy: u16, times: u64) {
+        if let Some(counters) = self.0.get(usize::from(policy)) {
+            counters.failures.inc_by(times);
+        }
+    }
+
+    pub fn beyond_burst(&self, policy: u16, traces: u64) {
+        if let Some(counters) = self.0.get(usize::from(policy)) {
+            counters.beyond_burst.inc_by(traces);
         }
     }
 }
@@ -147,6 +167,8 @@ pub struct WorkerMetrics {
     decisions: Vec<Counter>,
     traces_kept: Family<PolicyLabels, Counter>,
     spans_kept: Family<PolicyLabels, Counter>,
+    policy_failures: Family<PolicyLabels, Counter>,
+    beyond_burst: Family<PolicyLabels, Counter>,
     unwritten: Vec<Counter>,
     pub spans_dropped: Counter,
     pub index_bytes: Gauge,
@@ -217,6 +239,18 @@ impl WorkerMetrics {
             "Spans of traces whose verdict is KEEP, by the same policy; late ones are not in it",
             spans_kept.clone(),
         );
+        let policy_failures = Family::<PolicyLabels, Counter>::default();
+        registry.register(
+            "worker_policy_evaluation_errors",
+            "Times that a condition of the policy had no answer for a span or an event",
+            policy_failures.clone(),
+        );
+        let beyond_burst = Family::<PolicyLabels, Counter>::default();
+        registry.register(
+            "worker_limit_traces_beyond_burst",
+            "Traces larger than the whole burst of a limit in the policy, which it took by overdraft",
+            beyond_burst.clone(),
+        );
         let unwritten = Family::<UnwrittenLabels, Counter>::default();
         registry.register(
             "worker_weights_unwritten",
@@ -274,6 +308,8 @@ impl WorkerMetrics {
                 .collect(),
             traces_kept,
             spans_kept,
+            policy_failures,
+            beyond_burst,
             unwritten: Unwritten::ALL
                 .iter()
                 .map(|reason| {
@@ -391,17 +427,19 @@ impl WorkerMetrics {
     }
 
     /// Every policy has its counters from the start: one that keeps nothing shows 0.
-    pub fn kept_by(&self, rules: &Rules) -> KeptByPolicy {
+    pub fn of_policies(&self, rules: &Rules) -> PolicyCounters {
         let counters = rules.policies.iter().map(|policy| {
             let labels = PolicyLabels {
                 policy: policy.name.clone(),
             };
-            (
-                self.traces_kept.get_or_create_owned(&labels),
-                self.spans_kept.get_or_create_owned(&labels),
-            )
+            OfPolicy {
+                traces_kept: self.traces_kept.get_or_create_owned(&labels),
+                spans_kept: self.spans_kept.get_or_create_owned(&labels),
+                failures: self.policy_failures.get_or_create_owned(&labels),
+                beyond_burst: self.beyond_burst.get_or_create_owned(&labels),
+            }
         });
-        KeptByPolicy(counters.collect())
+        PolicyCounters(counters.collect())
     }
 
     /// The policies that later rules do not have lose their counters, or a worker would collect those
@@ -415,6 +453,8 @@ impl WorkerMetrics {
             };
             self.traces_kept.remove(&labels);
             self.spans_kept.remove(&labels);
+            self.policy_failures.remove(&labels);
+            self.beyond_burst.remove(&labels);
         }
     }
 

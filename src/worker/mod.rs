@@ -3,7 +3,7 @@
 //! Reading order: `ingest` (from a message to acknowledged fragments) → `shard` (the state
 //! machine that owns traces) → `shard_thread` and `disk` (the threads that run it and write for it)
 //! → `limiter` (the limits that all shards ask) → `exporter` and `message` (from a verdict to the
-//! backend's OK; `export_memory` says when they may) → `isolation` and `dead_letters` (what the backend refuses) → `export` (destinations).
+//! backend's OK; `export_memory` says when they may, `labels` what spans leave with) → `isolation` and `dead_letters` (what the backend refuses) → `export` (destinations).
 //! `reload` changes the rules of a worker that runs, `refolder` reads back what undecided traces need for it. `footers` spares the next start time. `forward` passes on what belongs to others. `simulated` runs
 //! the same shards in one thread, for `tests/crash`.
 
@@ -17,6 +17,7 @@ mod footers;
 mod forward;
 pub mod ingest;
 mod isolation;
+mod labels;
 mod limiter;
 mod message;
 mod metrics;
@@ -28,6 +29,7 @@ mod simulated;
 mod start;
 
 pub use disk::AckLevel;
+pub use labels::RecordPolicy;
 pub use metrics::WorkerMetrics;
 pub use reload::{ReloadMetrics, ReloadOutcome};
 pub use shard::OnPressure;

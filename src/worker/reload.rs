@@ -4,7 +4,6 @@
 //! metrics. Where rules come from is not known here.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -138,8 +137,7 @@ impl Worker {
             return ReloadOutcome::Unchanged;
         }
         let rules = Arc::new(rules);
-        self.assume_unsampled_upstream
-            .store(rules.settings.assume_unsampled_upstream, Ordering::Relaxed);
+        self.labels.learn(&rules);
         // Limits first: no shard asks limits that are not there yet.
         if let Some(limiter) = self.limiter() {
             limiter.set_rules(Arc::clone(&rules)).await;

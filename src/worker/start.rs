@@ -25,6 +25,7 @@ use crate::worker::footers;
 use crate::worker::forward::Peers;
 use crate::worker::ingest::shard_of;
 use crate::worker::isolation::Trust;
+use crate::worker::labels::{Labels, RecordPolicy};
 use crate::worker::limiter::{self, Limiter};
 use crate::worker::metrics::WorkerMetrics;
 use crate::worker::refolder;
@@ -54,6 +55,7 @@ pub struct WorkerConfig {
     /// What of the budget is for export alone.
     pub export_memory_bytes: u64,
     pub on_pressure: OnPressure,
+    pub record_policy: RecordPolicy,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -82,8 +84,8 @@ pub struct Worker {
     deciding: AtomicBool,
     /// Those in force.
     pub(crate) rules: tokio::sync::Mutex<Arc<Rules>>,
-    /// What they say of it, for exporters.
-    pub(crate) assume_unsampled_upstream: Arc<AtomicBool>,
+    /// What they say of kept spans, for exporters.
+    pub(crate) labels: Arc<Labels>,
     /// Until the stop; with the view by which limits were last divided.
     limiter: Mutex<Option<(Limiter, Option<Fingerprint>)>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -131,7 +133,7 @@ impl Worker {
         } = open(&config, disk, &rules, &metrics, secret)?;
         let mut handles = Vec::with_capacity(shards.len());
         let mut threads = Vec::new();
-        let (asking, limits) = limiter::prepare(&rules, clock);
+        let (asking, limits) = limiter::prepare(&rules, clock, &metrics);
         let (refolding, jobs) = refolder::queue();
         for (number, mut shard) in shards.into_iter().enumerate() {
             shard.recovered(clock.now());
@@ -167,9 +169,9 @@ impl Worker {
             metrics.dead_letters.clone(),
         );
         let letters = Arc::new(letters);
-        let unsampled = Arc::new(AtomicBool::new(rules.settings.assume_unsampled_upstream));
         let (trust, begun) = (Arc::new(Trust::default()), Arc::new(Begun::default()));
         let messages = Buffers::new(SPARE_MESSAGES, SPARE_MESSAGE_BYTES_MAX);
+        let labels = Arc::new(Labels::new(config.record_policy, &rules));
         let memory = ExportMemory::new(&config.budget, config.export_memory_bytes);
         let exporters = handles
             .iter()
@@ -186,7 +188,7 @@ impl Worker {
                     clock,
                     metrics: metrics.clone(),
                     dedup_seed: secret,
-                    assume_unsampled_upstream: unsampled.clone(),
+                    labels: labels.clone(),
                     buffers: messages.clone(),
                     memory: memory.clone(),
                 }
@@ -208,7 +210,7 @@ impl Worker {
             unfinished: volume.unfinished().clone(),
             deciding: AtomicBool::new(false),
             rules: tokio::sync::Mutex::new(rules),
-            assume_unsampled_upstream: unsampled,
+            labels,
             limiter: Mutex::new(Some((limiter, None))),
             threads: Mutex::new(threads),
             exporters: Mutex::new(exporters),

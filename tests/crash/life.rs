@@ -12,7 +12,9 @@ use tailring::net::admission::Budget;
 use tailring::policy::Rules;
 use tailring::wire::{ScanLimits, span_id_of, spans_in};
 use tailring::worker::shard::{ExportTrace, ExportWork};
-use tailring::worker::{OnPressure, SimulatedAnswer, SimulatedWorker, WorkerConfig, WorkerMetrics};
+use tailring::worker::{
+    OnPressure, RecordPolicy, SimulatedAnswer, SimulatedWorker, WorkerConfig, WorkerMetrics,
+};
 
 use crate::books::Books;
 use crate::plan::{Fault, Plan, SpanKey, Step, steps};
@@ -133,6 +135,7 @@ pub(crate) fn start(
         budget: Budget::new(1 << 40),
         export_memory_bytes: 8 << 20,
         on_pressure: OnPressure::Refuse,
+        record_policy: RecordPolicy::Off,
     };
     let rules = rules(plan, life, secret as u32);
     SimulatedWorker::start(&config, disk.clone(), &rules, &stage.metrics, secret, now)

@@ -12,7 +12,7 @@ use rand::Rng as _;
 use rand::rngs::SmallRng;
 use tailring::model::{Moment, TraceId, Verdict};
 use tailring::policy::{
-    Complete, Explanation, FoldState, LimitAnswers, Limits, Mistake, Rules, Vote, parse,
+    Complete, Explanation, FoldState, Folding, LimitAnswers, Limits, Mistake, Rules, Vote, parse,
 };
 use tailring::wire::{Fragments, Scan, ScanLimits};
 
@@ -124,16 +124,14 @@ pub(crate) fn messages(trace: TraceId, parts: &[Part]) -> Vec<Vec<u8>> {
 pub(crate) fn folded(rules: &Rules, messages: &[Vec<u8>]) -> (FoldState, u32) {
     let (mut state, mut spans) = (rules.begin(), 0);
     let (mut scan, mut fragments) = (Scan::default(), Fragments::default());
+    let mut folding = Folding::default();
     for message in messages {
         scan.read(message, &ScanLimits::default()).unwrap();
         assert!(scan.is_whole());
         fragments.group(message, &scan);
         for (index, fragment) in fragments.all().iter().enumerate() {
-            rules.fold(
-                &mut state,
-                &fragments.view(message, &scan, index),
-                Moment::ZERO,
-            );
+            let view = fragments.view(message, &scan, index);
+            rules.fold_with(&mut state, &view, Moment::ZERO, &mut folding);
             spans += fragment.spans;
         }
     }

@@ -14,7 +14,7 @@ use tailring::policy::{Policy, PolicyKind, Rules, Timing};
 use tailring::ring::Seed;
 use tailring::wire::ScanLimits;
 use tailring::worker::export::{DeliveryConfig, Destination, ExportMetrics};
-use tailring::worker::{AckLevel, OnPressure, Worker, WorkerConfig, WorkerMetrics};
+use tailring::worker::{AckLevel, OnPressure, RecordPolicy, Worker, WorkerConfig, WorkerMetrics};
 
 pub(crate) const LOCALHOST: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
@@ -45,6 +45,7 @@ pub(crate) fn config(name: &str, shards: u16) -> WorkerConfig {
         budget: Budget::new(1 << 40),
         export_memory_bytes: 256 << 20,
         on_pressure: OnPressure::Refuse,
+        record_policy: RecordPolicy::Off,
     }
 }
 

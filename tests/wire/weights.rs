@@ -22,10 +22,10 @@ pub(crate) fn none() -> Weight {
 
 /// What a trace was kept with.
 #[derive(Debug, Clone, Copy)]
-struct Kept {
-    trace: [u8; 16],
-    threshold: u64,
-    assume: bool,
+pub(crate) struct Kept {
+    pub(crate) trace: [u8; 16],
+    pub(crate) threshold: u64,
+    pub(crate) assume: bool,
 }
 
 impl Kept {
@@ -34,7 +34,7 @@ impl Kept {
         u64::from_be_bytes(low) & ((1 << 56) - 1)
     }
 
-    fn weight(&self) -> Weight {
+    pub(crate) fn weight(&self) -> Weight {
         let trace = TraceId::new(self.trace).unwrap();
         Weight::new(
             Some(Threshold::from_bits(self.threshold).unwrap()),
@@ -44,7 +44,7 @@ impl Kept {
     }
 
     /// The trace state that a span with this one leaves with.
-    fn expect(&self, text: &str) -> (String, Option<Unwritten>) {
+    pub(crate) fn expect(&self, text: &str) -> (String, Option<Unwritten>) {
         let members: Vec<&str> = text
             .split(',')
             .filter(|it| !it.trim_matches([' ', '\t']).is_empty())
@@ -159,7 +159,7 @@ impl Kept {
 }
 
 /// The message that one section makes.
-fn batch(section: &[u8], weight: &Weight) -> (Vec<u8>, BatchBuilder) {
+pub(crate) fn batch(section: &[u8], weight: &Weight) -> (Vec<u8>, BatchBuilder) {
     let mut batch = BatchBuilder::default();
     batch.add(b"", b"", Bytes::copy_from_slice(section), weight);
     let len = batch.encoded_len();
@@ -176,7 +176,7 @@ fn batch(section: &[u8], weight: &Weight) -> (Vec<u8>, BatchBuilder) {
     (out, batch)
 }
 
-fn section_of(spans: &[Vec<u8>]) -> Vec<u8> {
+pub(crate) fn section_of(spans: &[Vec<u8>]) -> Vec<u8> {
     let mut section = Vec::new();
     for span in spans {
         section.push(0x12);
@@ -291,7 +291,7 @@ fn member() -> impl Strategy<Value = String> {
     ]
 }
 
-fn state() -> impl Strategy<Value = String> {
+pub(crate) fn state() -> impl Strategy<Value = String> {
     prop_oneof![
         8 => prop::collection::vec(member(), 0..4).prop_map(|it| it.join(",")),
         1 => (28..34usize, any::<bool>()).prop_map(|(count, has_ours)| {
@@ -301,7 +301,7 @@ fn state() -> impl Strategy<Value = String> {
     ]
 }
 
-fn kept() -> impl Strategy<Value = Kept> {
+pub(crate) fn kept() -> impl Strategy<Value = Kept> {
     (any::<[u8; 16]>(), threshold(), any::<bool>(), any::<bool>()).prop_map(
         |(mut trace, threshold, assume, high)| {
             trace[0] |= 1;

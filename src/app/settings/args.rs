@@ -198,6 +198,42 @@ pub struct WorkerArgs {
     #[arg(long, env = "TAILRING_ON_PRESSURE", value_name = "WHAT")]
     pub on_pressure: Option<String>,
 
+    /// Says on exported spans which policy kept them: off, tailring or collector [default: off]
+    ///
+    /// tailring: the name of the policy as tailring.policy on every span; so the flag alone. collector:
+    /// that, and what the Collector's feature gate recordpolicy writes on every scope:
+    /// tailsampling.policy, and tailsampling.cached_decision where spans come after the verdict.
+    #[arg(
+        long,
+        env = "TAILRING_RECORD_POLICY",
+        value_name = "HOW",
+        num_args = 0..=1,
+        default_missing_value = "tailring"
+    )]
+    pub record_policy: Option<String>,
+
     #[command(flatten)]
     pub shared: SharedArgs,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[test]
+    fn the_flag_that_records_policies_may_stand_alone() {
+        for (given, expected) in [
+            (&[][..], None),
+            (&["--record-policy"], Some("tailring")),
+            (&["--record-policy", "--ack=synced"], Some("tailring")),
+            (&["--record-policy=collector"], Some("collector")),
+            (&["--record-policy", "off"], Some("off")),
+        ] {
+            let all = std::iter::once("tailring-worker").chain(given.iter().copied());
+            let args = WorkerArgs::try_parse_from(all).unwrap();
+            assert_eq!(args.record_policy.as_deref(), expected, "{given:?}");
+        }
+    }
 }

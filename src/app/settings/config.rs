@@ -56,6 +56,7 @@ pub struct WorkerConfig {
     /// `data_dir` is on tmpfs.
     pub log_is_memory: bool,
     pub on_pressure: OnPressure,
+    pub record_policy: RecordPolicy,
     pub export: ExportTarget,
     /// Marked sensitive.
     pub export_headers: HeaderMap,
@@ -82,6 +83,16 @@ pub enum OnPressure {
     Refuse,
     /// And lets go of dropped traces, and judges the next ones before their time.
     Decide,
+}
+
+/// Who is told which policy kept a trace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RecordPolicy {
+    Off,
+    /// By an attribute of every span.
+    Tailring,
+    /// And as the Collector does.
+    Collector,
 }
 
 /// The memory that this process may use, and where the number comes from.
@@ -136,6 +147,22 @@ impl OnPressure {
         match self {
             Self::Refuse => "refuse",
             Self::Decide => "decide",
+        }
+    }
+}
+
+impl FromStr for RecordPolicy {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        match text {
+            "off" => Ok(Self::Off),
+            "tailring" => Ok(Self::Tailring),
+            "collector" => Ok(Self::Collector),
+            _ => Err(
+                "is none of off, tailring (tailring.policy on every span) and collector \
+                 (tailsampling.policy on every scope, too)",
+            ),
         }
     }
 }

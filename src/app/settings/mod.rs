@@ -18,8 +18,8 @@ mod wrong;
 pub use args::{RouterArgs, SharedArgs, WorkerArgs};
 pub use byte_size::{ByteSize, ByteSizeError};
 pub use config::{
-    Ack, LOG_SEGMENT_BYTES, MemoryLimit, MemoryOrigin, OnPressure, RouterConfig, SharedConfig,
-    WorkerConfig,
+    Ack, LOG_SEGMENT_BYTES, MemoryLimit, MemoryOrigin, OnPressure, RecordPolicy, RouterConfig,
+    SharedConfig, WorkerConfig,
 };
 pub use listen::{ListenAddress, ListenAddressError};
 pub use memory_plan::MemoryPlan;

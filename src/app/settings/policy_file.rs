@@ -36,7 +36,7 @@ pub enum PolicyFileError {
 
 /// What a policy file means.
 pub fn load_policies(machine: &impl Surroundings, path: &str) -> Result<Parsed, PolicyFileError> {
-    PolicyText::read(machine, path)?.parse()
+    PolicyText::read(machine, path)?.parse(machine)
 }
 
 impl PolicyText {
@@ -48,12 +48,13 @@ impl PolicyText {
         Ok(Self { bytes, content })
     }
 
-    pub fn parse(&self) -> Result<Parsed, PolicyFileError> {
+    pub fn parse(&self, machine: &impl Surroundings) -> Result<Parsed, PolicyFileError> {
         let text = std::str::from_utf8(&self.bytes).map_err(|error| {
             let at = error.valid_up_to();
             PolicyFileError::Unreadable(format!("is not UTF-8 at byte {at}"))
         })?;
-        crate::policy::parse(text).map_err(PolicyFileError::Refused)
+        crate::policy::parse_in(&|name| machine.variable(name), text)
+            .map_err(PolicyFileError::Refused)
     }
 }
 

@@ -11,8 +11,8 @@ use crate::app::settings::files::{read_headers, read_seed};
 use crate::app::settings::surroundings::{MemoryBound, full_host_name, memory_bound};
 use crate::app::settings::{
     Ack, ByteSize, LOG_SEGMENT_BYTES, ListenAddress, MemoryLimit, MemoryOrigin, MemoryPlan,
-    OnPressure, PolicySource, PolicyText, SharedArgs, SharedConfig, Surroundings, Volume,
-    WorkerArgs, WorkerConfig, WrongSetting, WrongSettings,
+    OnPressure, PolicySource, PolicyText, RecordPolicy, SharedArgs, SharedConfig, Surroundings,
+    Volume, WorkerArgs, WorkerConfig, WrongSetting, WrongSettings,
 };
 use crate::app::telemetry::LogFilter;
 use crate::cluster::Source;
@@ -126,6 +126,11 @@ impl<'a, S: Surroundings> Reader<'a, S> {
             args.on_pressure.as_deref(),
             OnPressure::Refuse,
         );
+        let record_policy = self.parsed(
+            "--record-policy",
+            args.record_policy.as_deref(),
+            RecordPolicy::Off,
+        );
         let shared = self.shared(&args.shared, MemoryPlan::limit_min);
         let memory = self.memory(shared.as_ref(), log, decisions);
         let (policies, policy_source) = policies?;
@@ -141,6 +146,7 @@ impl<'a, S: Surroundings> Reader<'a, S> {
             drop_retain: drop_retain?,
             memory: memory?,
             on_pressure: on_pressure?,
+            record_policy: record_policy?,
             export: export?,
             export_headers: export_headers?,
             ack: ack?,
@@ -298,7 +304,7 @@ impl<'a, S: Surroundings> Reader<'a, S> {
                 path: path.to_owned(),
                 content: text.content,
             };
-            Ok((text.parse()?, Some(source)))
+            Ok((text.parse(self.machine)?, Some(source)))
         });
         file.map_err(|error| self.note("--policies", value, error.describe(path)))
             .ok()

@@ -12,6 +12,10 @@ pub trait Surroundings {
     /// The volume that `path` is or will be on.
     fn volume(&self, path: &Path) -> io::Result<Volume>;
     fn cores(&self) -> u16;
+    /// An environment variable, for a policy file that names it.
+    fn variable(&self, _name: &str) -> Option<String> {
+        None
+    }
 }
 
 /// Where files lie.
@@ -67,6 +71,11 @@ impl Surroundings for Machine {
             size: ByteSize(volume.f_blocks.saturating_mul(volume.f_frsize)),
             is_memory: [TMPFS_MAGIC, RAMFS_MAGIC].contains(&kind),
         })
+    }
+
+    fn variable(&self, name: &str) -> Option<String> {
+        // What is not text says nothing.
+        std::env::var(name).ok()
     }
 
     fn cores(&self) -> u16 {

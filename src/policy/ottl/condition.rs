@@ -18,9 +18,9 @@ pub enum Context {
 /// What happens to a policy when a condition has no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorMode {
-    /// The condition does not hold. The Collector logs it each time; nothing does here.
+    /// The condition does not hold, and the log says so.
     Ignore,
-    /// The condition does not hold.
+    /// The condition does not hold. It is counted, as it is in the other modes.
     Silent,
     /// The policy casts no vote, unless a condition held before.
     Propagate,

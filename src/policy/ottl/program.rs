@@ -37,6 +37,8 @@ pub trait Latches {
     fn is_settled(&self, policy: usize) -> bool;
     /// Once for a policy.
     fn settle(&mut self, policy: usize, outcome: Outcome);
+    /// One of its conditions had no answer for a span or an event.
+    fn failed(&mut self, _policy: usize, _error: EvalError) {}
 }
 
 /// One policy.
@@ -285,7 +287,11 @@ impl Program {
                 if refuted[condition.number] {
                     continue;
                 }
-                let outcome = match condition.test.holds(record) {
+                let held = condition.test.holds(record);
+                if let Err(error) = held {
+                    latches.failed(*policy, error);
+                }
+                let outcome = match held {
                     Ok(true) => Outcome::Matched,
                     Err(_) if lists.propagate => Outcome::Errored,
                     Ok(false) | Err(_) => {

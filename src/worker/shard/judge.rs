@@ -178,7 +178,7 @@ impl Shard {
                     return;
                 };
                 entry.decision = Some(Box::new(decision));
-                self.kept.count(decision.policy, entry.spans);
+                self.by_policy.kept(decision.policy, entry.spans);
                 self.queue_export(trace);
             }
             Verdict::Drop => {

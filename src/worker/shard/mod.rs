@@ -26,10 +26,10 @@ use std::time::Duration;
 
 use crate::log::{PlantedBug, Space, Writer};
 use crate::model::{Decision, Extent, FragmentHash, Moment, SegmentId, TraceId, Verdict};
-use crate::policy::{Rules, Strategy};
+use crate::policy::{Folding, Rules, Strategy};
 use crate::trace::{Deadlines, DecideReason, DecisionMemory, Decisions, FragmentRef, Index, Stage};
 use crate::worker::ingest::Incoming;
-use crate::worker::metrics::{KeptByPolicy, SpanFate, WorkerMetrics};
+use crate::worker::metrics::{PolicyCounters, SpanFate, WorkerMetrics};
 
 /// What a shard is told once.
 #[derive(Debug, Clone)]
@@ -162,7 +162,8 @@ pub struct Shard {
     asks: VecDeque<Ask>,
     next_expiry: Moment,
     metrics: WorkerMetrics,
-    kept: KeptByPolicy,
+    by_policy: PolicyCounters,
+    folding: Folding,
     /// What the shared gauges have of this shard.
     shown: Shown,
 }
@@ -259,7 +260,8 @@ impl Shard {
             verdicts: 0,
             asks: VecDeque::new(),
             next_expiry: Moment::ZERO,
-            kept: metrics.kept_by(&rules),
+            by_policy: metrics.of_policies(&rules),
+            folding: Folding::default(),
             metrics,
             rules,
             shown: Shown::default(),
@@ -327,7 +329,21 @@ impl Shard {
             }
             self.metrics.fate(fate, spans);
         }
+        self.tell_unanswered();
         Ok(elsewhere)
+    }
+
+    /// Of conditions without an answer. A line for each request, of which the log takes ten a second.
+    fn tell_unanswered(&mut self) {
+        for failure in self.folding.take_failures() {
+            self.by_policy.failed(failure.policy, failure.times);
+            if failure.is_logged {
+                let policy = self.rules.policies.get(usize::from(failure.policy));
+                let policy = policy.map_or("", |it| it.name.as_str());
+                let (times, error) = (failure.times, failure.error);
+                tracing::warn!(policy, times, %error, "a condition has no answer and counts as false");
+            }
+        }
     }
 
     fn append_one(&mut self, incoming: &Incoming, number: u32, late: bool, now: Moment) {
@@ -366,12 +382,14 @@ impl Shard {
         let undecided = entry.stage == Stage::Undecided;
         let mut at_once = None;
         let folds = undecided && !is_behind;
+        let folding = &mut self.folding;
         if folds && self.rules.settings.strategy == Strategy::SpanIngest {
+            let (state, spans) = (&mut entry.state, entry.spans);
             at_once = self
                 .rules
-                .vote_at_ingest(trace, &mut entry.state, entry.spans, &view, now);
+                .vote_at_ingest(trace, state, spans, &view, now, folding);
         } else if folds {
-            self.rules.fold(&mut entry.state, &view, now);
+            self.rules.fold_with(&mut entry.state, &view, now, folding);
         }
         let full = entry.spans >= self.config.trace_spans_max
             || entry.span_bytes >= self.config.trace_bytes_max

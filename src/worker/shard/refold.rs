@@ -140,7 +140,7 @@ impl Shard {
         }
         self.judge_due(now);
         let earlier = std::mem::replace(&mut self.rules, rules);
-        self.kept = self.metrics.kept_by(&self.rules);
+        self.by_policy = self.metrics.of_policies(&self.rules);
         // The limits of the earlier rules are no more.
         for ask in std::mem::take(&mut self.asks) {
             if ask.waits {

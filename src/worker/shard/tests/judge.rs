@@ -366,3 +366,66 @@ policies:
         Some(Some(Threshold::ALWAYS))
     );
 }
+
+/// What is logged while `work` runs.
+fn logged(work: impl FnOnce()) -> String {
+    #[derive(Clone, Default)]
+    struct Lines(Arc<std::sync::Mutex<Vec<u8>>>);
+    impl std::io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_writer(move || writer.clone())
+        .with_ansi(false)
+        .finish();
+    tracing::subscriber::with_default(subscriber, work);
+    String::from_utf8(lines.0.lock().unwrap().clone()).unwrap()
+}
+
+#[test]
+fn only_ignore_logs_a_condition_without_an_answer_and_never_a_value() {
+    let policies = |mode: &str| {
+        file(&format!(
+            r#"
+policies:
+  - name: in a trap
+    type: ottl_condition
+    ottl_condition: {{error_mode: {mode}, span: ['attributes["secret"] / 0 == 1']}}
+"#
+        ))
+    };
+    let secret = KeyValue {
+        key: "secret".into(),
+        value: Some(AnyValue {
+            value: Some(any_value::Value::IntValue(4_711)),
+        }),
+        ..KeyValue::default()
+    };
+    for (mode, lines) in [("ignore", 1), ("silent", 0), ("propagate", 0)] {
+        let mut bench = Bench::new(policies(mode));
+        let log = logged(|| {
+            let incoming = span(1, 0, 0, |span| span.attributes.push(secret.clone()));
+            bench.append(&incoming, at(0)).unwrap();
+        });
+        assert_eq!(log.lines().count(), lines, "{mode}: {log}");
+        if lines > 0 {
+            for part in [
+                "policy=\"in a trap\"",
+                "times=1",
+                "a division by zero",
+                "WARN",
+            ] {
+                assert!(log.contains(part), "{part} in {log}");
+            }
+            assert!(!log.contains("4711"), "{log}");
+        }
+    }
+}

@@ -5,7 +5,7 @@ use rand::{Rng, SeedableRng};
 
 use super::judge::{failed, file, span};
 use super::*;
-use crate::policy::{FoldState, Vote};
+use crate::policy::{FoldState, Folding, Vote};
 use crate::worker::refolder::carry_out;
 
 impl Bench {
@@ -445,7 +445,14 @@ impl Lives {
             let view = it.incoming.view(0);
             spans += view.fragment.spans;
             if rules.settings.strategy == Strategy::SpanIngest {
-                let vote = rules.vote_at_ingest(trace(n), &mut state, spans, &view, it.arrival);
+                let vote = rules.vote_at_ingest(
+                    trace(n),
+                    &mut state,
+                    spans,
+                    &view,
+                    it.arrival,
+                    &mut Folding::default(),
+                );
                 if let Some(vote) = vote {
                     return vote;
                 }
