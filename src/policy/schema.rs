@@ -104,7 +104,19 @@ fn block() -> Value {
             "num_shards": count("No effect: a worker has one shard for each core."),
             "block_on_overflow": switch("No effect: a full worker refuses with a retryable error."),
             "drop_pending_traces_on_shutdown": switch("No effect: undecided traces are judged after the restart."),
-            "decision_cache": {"description": "No effect: every decision is remembered (--decision-memory-max-bytes)."},
+            "weights": {
+                "enum": ["tracestate", "sample_rate", "none"],
+                "description": "How exported spans say what they stand for: `ot=th` in the trace state (the default), that and an integer attribute SampleRate, or not at all. Not in the Collector."
+            },
+            "decision_cache": {
+                "type": ["object", "null"],
+                "additionalProperties": false,
+                "properties": {
+                    "sampled_cache_size": count("No effect."),
+                    "non_sampled_cache_size": count("No effect.")
+                },
+                "description": "No effect: every decision is remembered (--decision-memory-max-bytes)."
+            },
             "tail_storage": {"description": "No effect: traces are always kept in the log (--data-dir)."}
         }
     })

@@ -16,6 +16,7 @@ compatibility: tailring
 assume_unsampled_upstream: true
 sample_on_first_match: true
 sampling_strategy: trace-complete
+weights: sample_rate
 maximum_trace_size_bytes: 1000000
 num_traces: 100
 expected_new_traces_per_sec: 10
