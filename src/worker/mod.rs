@@ -7,6 +7,7 @@
 //! `footers` spares the next start time. `forward` passes on what belongs to others. `simulated` runs
 //! the same shards in one thread, for `tests/crash`.
 
+mod compactor;
 pub mod export;
 
 mod dead_letters;

@@ -16,6 +16,7 @@ use crate::log::{Disk, Volume};
 use crate::model::{Moment, SteadyClock, TraceId};
 use crate::net::admission::Permit;
 use crate::policy::LimitAnswers;
+use crate::worker::compactor::{Compacted, Compacting};
 use crate::worker::disk::{self, AckLevel, DiskBatch, DiskDone};
 use crate::worker::ingest::Incoming;
 use crate::worker::limiter::Asking;
@@ -58,6 +59,7 @@ enum Control {
     },
     Exported(ExportWork),
     PutBack(ExportWork),
+    OfferAgain(ExportWork),
     Deciding(bool),
     Limited(Vec<(TraceId, LimitAnswers)>),
     AwaitingExport(oneshot::Sender<usize>),
@@ -128,6 +130,11 @@ impl ShardHandle {
         self.control.send(Control::PutBack(work)).ok();
     }
 
+    /// It was not found where it was.
+    pub(crate) fn offer_again(&self, work: ExportWork) {
+        self.control.send(Control::OfferAgain(work)).ok();
+    }
+
     pub(crate) fn set_deciding(&self, deciding: bool) {
         self.control.send(Control::Deciding(deciding)).ok();
     }
@@ -172,12 +179,13 @@ pub(crate) fn spawn<D: Disk>(
     number: u16,
     shard: Shard,
     asking: Option<Asking>,
+    compacting: Compacting,
     memory: Permit,
     clock: SteadyClock,
     volume: Arc<Volume<D>>,
     level: AckLevel,
 ) -> std::io::Result<(ShardHandle, [JoinHandle<()>; 2])> {
-    let (handle, running, disk) = prepare(number, shard, asking, memory, clock.now());
+    let (handle, running, disk) = prepare(number, shard, asking, compacting, memory, clock.now());
     let disk = disk::spawn(number, volume, level, disk.batches, disk.done)?;
     let thread = std::thread::Builder::new()
         .name(format!("shard-{number}"))
@@ -196,6 +204,7 @@ pub(crate) fn prepare(
     number: u16,
     shard: Shard,
     asking: Option<Asking>,
+    compacting: Compacting,
     memory: Permit,
     now: Moment,
 ) -> (ShardHandle, Running, DiskEnd) {
@@ -208,6 +217,7 @@ pub(crate) fn prepare(
         number,
         shard,
         asking,
+        compacting,
         now,
         data,
         control,
@@ -245,6 +255,7 @@ pub(crate) struct First {
     done: Option<DiskDone>,
     control: Option<Control>,
     append: Option<Append>,
+    compacted: Option<Compacted>,
 }
 
 struct Waiting {
@@ -257,6 +268,7 @@ pub(crate) struct Running {
     number: u16,
     shard: Shard,
     asking: Option<Asking>,
+    compacting: Compacting,
     /// When this turn began.
     now: Moment,
     data: Receiver<Append>,
@@ -305,6 +317,7 @@ impl Running {
                     Err(_) => return,
                 },
                 recv(data) -> append => first.append = append.ok(),
+                recv(self.compacting.done) -> compacted => first.compacted = compacted.ok(),
                 default(wait) => {}
             }
             self.turn(first, clock.now());
@@ -326,6 +339,13 @@ impl Running {
         if let Some(append) = first.append {
             self.append(append);
         }
+        if let Some(compacted) = first.compacted {
+            self.shard.compacted(compacted.answer, now);
+        }
+        while let Ok(Compacted { answer, held }) = self.compacting.done.try_recv() {
+            self.shard.compacted(answer, now);
+            drop(held);
+        }
         while let Ok(done) = self.done.try_recv() {
             self.batch_done(done);
         }
@@ -340,6 +360,9 @@ impl Running {
         self.shard.tick(now);
         self.memory.recharge(self.shard.memory_bytes() as u64);
         self.ask_limits();
+        if let Some(job) = self.shard.next_compaction(now) {
+            self.compacting.ask(job);
+        }
         self.hand_over();
         self.answer_pulls();
     }
@@ -407,6 +430,7 @@ impl Running {
             }),
             Control::Exported(work) => self.shard.exported(work, now),
             Control::PutBack(work) => self.shard.put_back(work, now),
+            Control::OfferAgain(work) => self.shard.offer_again(work),
             Control::Deciding(deciding) => self.shard.set_deciding(deciding),
             Control::Limited(answers) => {
                 for (trace, answers) in answers {

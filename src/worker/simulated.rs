@@ -13,6 +13,7 @@ use crate::model::{Decision, Extent, Moment, TraceId};
 use crate::net::admission::Budget;
 use crate::policy::Rules;
 use crate::wire::ScanLimits;
+use crate::worker::compactor;
 use crate::worker::disk;
 use crate::worker::ingest::{Incoming, shard_of};
 use crate::worker::shard::{AppendRefused, ExportWork, Placement, Shard};
@@ -28,6 +29,8 @@ pub struct SimulatedWorker<D: Disk> {
     recovery: RecoveryReport,
     shards: Vec<SimulatedShard>,
     footed: VecDeque<Footed>,
+    budget: Arc<Budget>,
+    compaction_jobs: compactor::Jobs,
 }
 
 struct SimulatedShard {
@@ -74,10 +77,17 @@ impl<D: Disk> SimulatedWorker<D> {
             shards,
             recovery,
         } = open(config, disk, rules, metrics, secret)?;
+        let compaction_jobs = compactor::Jobs::new();
         let start = |(number, mut shard): (usize, Shard)| {
             shard.recovered(now);
-            let (handle, running, disk) =
-                shard_thread::prepare(number as u16, shard, None, config.budget.charge(0), now);
+            let (handle, running, disk) = shard_thread::prepare(
+                number as u16,
+                shard,
+                None,
+                compaction_jobs.way(),
+                config.budget.charge(0),
+                now,
+            );
             handle.set_deciding(true);
             SimulatedShard {
                 handle,
@@ -92,6 +102,8 @@ impl<D: Disk> SimulatedWorker<D> {
             recovery,
             shards: shards.into_iter().enumerate().map(start).collect(),
             footed: VecDeque::new(),
+            budget: config.budget.clone(),
+            compaction_jobs,
         })
     }
 
@@ -159,6 +171,11 @@ impl<D: Disk> SimulatedWorker<D> {
         Some(is_written)
     }
 
+    /// The compactor does what a shard asked it for first; that hears of it in its next turn. False if none did.
+    pub fn compact(&mut self) -> bool {
+        self.compaction_jobs.do_next(&self.volume, &self.budget)
+    }
+
     /// The oldest sealed segment without a footer gets it.
     pub fn append_footer(&mut self) {
         if let Some(sealed) = self.volume.unfinished().try_take() {
@@ -191,6 +208,10 @@ impl<D: Disk> SimulatedWorker<D> {
 
     pub fn put_back(&self, shard: usize, work: ExportWork) {
         self.shards[shard].handle.put_back(work);
+    }
+
+    pub fn offer_again(&self, shard: usize, work: ExportWork) {
+        self.shards[shard].handle.offer_again(work);
     }
 
     pub fn read(&self, extents: &[Extent]) -> Result<Vec<StoredFragment>, ReadError> {

@@ -154,7 +154,17 @@ fn start(disk: GatedDisk, decision_wait: Duration) -> (ShardHandle, [JoinHandle<
     recover(&volume, &space, &mut |record| shard.recover(record)).unwrap();
     shard.recovered(clock.now());
     let memory = Budget::new(u64::MAX).charge(0);
-    spawn(0, shard, None, memory, clock, volume, AckLevel::Written).unwrap()
+    spawn(
+        0,
+        shard,
+        None,
+        crate::worker::compactor::Jobs::new().way(),
+        memory,
+        clock,
+        volume,
+        AckLevel::Written,
+    )
+    .unwrap()
 }
 
 /// A request of one span of so many bytes.
