@@ -26,8 +26,8 @@ mod space;
 
 use fixture::{Content, Log, Message, SMALL, decision, resource_spans, scope_spans, span, trace};
 use tailring::log::{
-    Disk, DiskOp, ReadError, RealDisk, Recovered, SimulatedDisk, Space, SpaceConfig, Writer,
-    recover,
+    Disk, DiskOp, GoneTrace, ReadError, RealDisk, Recovered, SimulatedDisk, Space, SpaceConfig,
+    Writer, recover,
 };
 use tailring::model::{Extent, FragmentHash, Moment, SegmentId};
 
@@ -147,6 +147,11 @@ fn bytes_are_as_the_top_of_the_folder_says() {
     let (mut log, _, _) = Log::open(disk.clone(), SMALL);
     let content = log.fragment(1, &Message::of(trace(5), "shop", &["a"], 2, 3));
     let verdict = log.writers[1].verdict(&decision(6));
+    let gone = [(8, vec![]), (9, vec![64, 200])].map(|(n, live)| GoneTrace {
+        trace: trace(n),
+        live,
+    });
+    let gone = log.writers[1].gone(SegmentId(7), &gone);
     log.flush(1).unwrap();
     let file = disk.content("0000000001.seg").unwrap();
 
@@ -158,7 +163,7 @@ fn bytes_are_as_the_top_of_the_folder_says() {
         [&len[..], &[kind], &crc, payload].concat()
     };
     let mut expected = b"TAILRLOG".to_vec();
-    expected.extend([1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0]); // version, segment, shard, zero
+    expected.extend([2, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0]); // version, segment, shard, zero
     let rest = [
         1_u64.to_le_bytes(),
         content.arrival.unix_nanos.to_le_bytes(),
@@ -203,6 +208,17 @@ fn bytes_are_as_the_top_of_the_folder_says() {
     ]
     .concat();
     expected.extend(frame(expected.len() as u32, 3, &payload));
+    let payload = [
+        &[7, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0][..], // segment, live offsets, traces
+        trace(8).as_bytes(),
+        &[0; 4],
+        trace(9).as_bytes(),
+        &[2, 0, 0, 0],
+        &[64, 0, 0, 0, 200, 0, 0, 0],
+    ]
+    .concat();
+    assert_eq!(gone[0].0.offset as usize, expected.len());
+    expected.extend(frame(expected.len() as u32, 11, &payload));
     assert_eq!(file, expected);
 }
 
@@ -382,7 +398,7 @@ fn a_newer_format_version_is_refused_and_nothing_is_touched() {
     log.flush(0).unwrap();
     let mut file = disk.content("0000000001.seg").unwrap();
     file.push(0xee); // a torn tail that would be cut
-    file[8] = 2;
+    file[8] = 3;
     let crc = crc32c::crc32c(&[&file[..20], &file[24..64]].concat());
     file[20..24].copy_from_slice(&crc.to_le_bytes());
     disk.set_content("0000000001.seg", file.clone());
@@ -391,8 +407,8 @@ fn a_newer_format_version_is_refused_and_nothing_is_touched() {
     assert!(matches!(
         error,
         ReadError::Version {
-            found: 2,
-            known: 1,
+            found: 3,
+            known: 2,
             segment: SegmentId(1)
         }
     ));

@@ -12,7 +12,6 @@ use crate::log::format::{
 };
 use crate::log::{DiskFile, Recovered};
 use crate::model::{Decision, Extent, FragmentHash, Moment, SegmentId, TraceId};
-use crate::wire::Fragment;
 
 /// A sixteenth of a segment, so a shard's memory for the footer of its open one. Fragments are below
 /// 1 kB on average then, and reading the segment takes little longer than reading the footer would.
@@ -29,27 +28,33 @@ pub(super) struct Footer {
     is_too_long: bool,
 }
 
+/// What a footer says of a FRAGMENT.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) extent: Extent,
+    pub(super) trace: TraceId,
+    pub(super) hash: FragmentHash,
+    pub(super) arrival: Moment,
+    pub(super) spans: u32,
+    pub(super) span_bytes: u32,
+    pub(super) has_root: bool,
+}
+
 impl Footer {
-    pub(super) fn fragment(
-        &mut self,
-        extent: Extent,
-        fragment: &Fragment,
-        arrival: Moment,
-        span_bytes: u32,
-    ) {
+    pub(super) fn fragment(&mut self, entry: &Entry) {
         if !self.has_room(ENTRY_BYTES) {
             return;
         }
         let out = &mut self.bytes;
         out.push(Kind::Fragment as u8);
-        out.extend_from_slice(&extent.offset.to_le_bytes());
-        out.extend_from_slice(&extent.len.to_le_bytes());
-        out.extend_from_slice(fragment.trace.as_bytes());
-        out.extend_from_slice(&fragment.hash.0.to_le_bytes());
-        out.extend_from_slice(&arrival.unix_nanos.to_le_bytes());
-        out.extend_from_slice(&fragment.spans.to_le_bytes());
-        out.extend_from_slice(&span_bytes.to_le_bytes());
-        out.push(if fragment.has_root { FLAG_ROOT } else { 0 });
+        out.extend_from_slice(&entry.extent.offset.to_le_bytes());
+        out.extend_from_slice(&entry.extent.len.to_le_bytes());
+        out.extend_from_slice(entry.trace.as_bytes());
+        out.extend_from_slice(&entry.hash.0.to_le_bytes());
+        out.extend_from_slice(&entry.arrival.unix_nanos.to_le_bytes());
+        out.extend_from_slice(&entry.spans.to_le_bytes());
+        out.extend_from_slice(&entry.span_bytes.to_le_bytes());
+        out.push(if entry.has_root { FLAG_ROOT } else { 0 });
     }
 
     /// A record of another kind, as it is.
@@ -179,6 +184,8 @@ pub(super) fn decode_control(kind: Kind, payload: &[u8]) -> Option<Recovered> {
         Kind::Exported if payload.len() >= EXPORTED_FIXED_BYTES => format::decode_exported(payload)
             .map(|(trace, fragments)| Recovered::Exported { trace, fragments }),
         Kind::Checkpoint => format::decode_checkpoint(payload).map(Recovered::Checkpoint),
+        Kind::Gone => format::decode_gone(payload)
+            .map(|(segment, traces)| Recovered::Gone { segment, traces }),
         Kind::Exported | Kind::Fragment | Kind::Header | Kind::Footer | Kind::Trailer => None,
     }
 }

@@ -18,9 +18,12 @@ pub(super) enum Kind {
     Checkpoint = 8,
     Footer = 9,
     Trailer = 10,
+    Gone = 11,
 }
 
-pub(super) const FORMAT_VERSION: u32 = 1;
+/// What is written; version 1 had no GONE.
+pub(super) const FORMAT_VERSION: u32 = 2;
+pub(super) const OLDEST_VERSION: u32 = 1;
 pub(super) const SEGMENT_HEADER_BYTES: usize = 64;
 pub(super) const FRAME_HEADER_BYTES: usize = 9;
 /// HEADER payload before the header's bytes.
@@ -32,6 +35,9 @@ pub(super) const DECISION_BYTES: usize = 47;
 /// EXPORTED payload before the hashes.
 pub(super) const EXPORTED_FIXED_BYTES: usize = 20;
 pub(super) const CHECKPOINT_FIXED_BYTES: usize = 4;
+/// GONE payload before its traces, and what each of them takes.
+pub(super) const GONE_FIXED_BYTES: usize = 12;
+pub(super) const GONE_TRACE_BYTES: usize = 20;
 
 pub(super) const MAGIC: [u8; 8] = *b"TAILRLOG";
 const FLAG_ROOT: u8 = 1;
@@ -68,6 +74,7 @@ impl Kind {
             8 => Some(Self::Checkpoint),
             9 => Some(Self::Footer),
             10 => Some(Self::Trailer),
+            11 => Some(Self::Gone),
             _ => None,
         }
     }
@@ -121,6 +128,14 @@ impl SegmentHeader {
     fn crc(bytes: &[u8; SEGMENT_HEADER_BYTES]) -> u32 {
         crc32c::crc32c_append(crc32c::crc32c(&bytes[..20]), &bytes[24..])
     }
+}
+
+/// Of one trace in one segment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GoneTrace {
+    pub trace: TraceId,
+    /// Offsets of those fragments that are needed all the same.
+    pub live: Vec<u32>,
 }
 
 fn frame_crc(segment: SegmentId, offset: u32, len: u32, kind: u8, payload: &[u8]) -> u32 {
@@ -367,6 +382,51 @@ pub(super) fn decode_checkpoint(payload: &[u8]) -> Option<Vec<Decision>> {
         .iter()
         .map(|bytes| Decision::decode(bytes))
         .collect()
+}
+
+pub(super) fn encode_gone(segment: SegmentId, gone: &[GoneTrace], out: &mut Vec<u8>) {
+    let live: usize = gone.iter().map(|it| it.live.len()).sum();
+    for word in [segment.0, count_of(live), count_of(gone.len())] {
+        out.extend_from_slice(&word.to_le_bytes());
+    }
+    for it in gone {
+        out.extend_from_slice(it.trace.as_bytes());
+        out.extend_from_slice(&count_of(it.live.len()).to_le_bytes());
+    }
+    for offset in gone.iter().flat_map(|it| &it.live) {
+        out.extend_from_slice(&offset.to_le_bytes());
+    }
+}
+
+pub(super) fn decode_gone(payload: &[u8]) -> Option<(SegmentId, Vec<GoneTrace>)> {
+    let mut fields = Fields::new(payload);
+    let segment = SegmentId(fields.u32()?);
+    let live = fields.u32()? as usize;
+    let count = fields.u32()? as usize;
+    let traces_len = count.checked_mul(GONE_TRACE_BYTES)?;
+    let (traces, offsets) = payload
+        .get(GONE_FIXED_BYTES..)?
+        .split_at_checked(traces_len)?;
+    let (offsets, rest) = offsets.as_chunks::<4>();
+    if offsets.len() != live || !rest.is_empty() {
+        return None;
+    }
+    let mut offsets = offsets.iter().map(|bytes| u32::from_le_bytes(*bytes));
+    let traces = traces.as_chunks::<GONE_TRACE_BYTES>().0.iter();
+    let gone: Option<Vec<GoneTrace>> = traces
+        .map(|entry| {
+            let mut fields = Fields::new(entry);
+            let trace = TraceId::new(fields.take()?)?;
+            let live = fields.u32()? as usize;
+            Some(GoneTrace {
+                trace,
+                live: offsets.by_ref().take(live).collect(),
+            })
+        })
+        .collect();
+    let gone = gone?;
+    let named: usize = gone.iter().map(|it| it.live.len()).sum();
+    (named == live).then_some((segment, gone))
 }
 
 /// The writer cuts long lists into records far below this.

@@ -61,6 +61,7 @@ pub struct RecordCounts {
     pub verdicts: u64,
     pub exported: u64,
     pub checkpoints: u64,
+    pub gone: u64,
     /// Of kinds that this version does not know.
     pub other: u64,
 }
@@ -72,6 +73,7 @@ impl RecordCounts {
             Recovered::Verdict(_) => &mut self.verdicts,
             Recovered::Exported { .. } => &mut self.exported,
             Recovered::Checkpoint(_) => &mut self.checkpoints,
+            Recovered::Gone { .. } => &mut self.gone,
         } += 1;
     }
 }

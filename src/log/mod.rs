@@ -21,7 +21,7 @@
 //! ```text
 //! segment := header frame*
 //! header  := magic    [8]  "TAILRLOG"                              at 0
-//!            version  u32  1                                       at 8
+//!            version  u32  2; 1 is read too                         at 8
 //!            segment  u32  as in the file's name                   at 12
 //!            shard    u16  the shard that wrote it                 at 16
 //!            zero     [2]                                          at 18
@@ -61,9 +61,11 @@
 //! | 8 | CHECKPOINT | count u32, decision × count |
 //! | 9 | FOOTER | entry × any |
 //! | 10 | TRAILER | offset of the FOOTER in its file u32; 0: it would have been too long |
+//! | 11 | GONE | segment u32, live offsets u32, traces u32, then for each trace: trace \[16], its live offsets u32; then all live offsets u32 |
 //!
 //! A header reference is the offset of a HEADER frame earlier in the same segment; 0 is the empty
-//! header, which is not stored. One scope: 82 bytes beside the spans.
+//! header, which is not stored. One scope: 82 bytes beside the spans. A fragment that was moved by compaction
+//! has no `previous`, and for a while lies in two places: the younger one holds.
 //!
 //! ```text
 //! decision := trace [16]  verdict u8 (1 KEEP, 2 DROP)  id u32  threshold u64  policy u16
@@ -72,6 +74,10 @@
 //!
 //! The threshold is 2^64 - 1 for a trace of which nobody can say how likely it was to be kept.
 //!
+//! GONE says of traces that no fragment of theirs in one older segment is needed any more, but for those at the
+//! offsets that it lists. It stands for the tombstones of a segment that went before what they cover. It came
+//! with version 2: a reader that skipped it would bring back what was exported or dropped.
+//!
 //! # Footers
 //!
 //! When a segment is full a FOOTER is appended, and once all of that is synced a TRAILER, the last 13 bytes of
@@ -79,9 +85,9 @@
 //! readers that do not know them skip them.
 //!
 //! ```text
-//! entry := kind u8 (1)        offset u32  len u32  trace [16]  hash u128  arrival u64  spans u32
-//!                             bytes of spans u32  flags u8                     a FRAGMENT
-//!        | kind u8 (3, 4, 8)  len u32  payload [len]                           a VERDICT, EXPORTED, CHECKPOINT
+//! entry := kind u8 (1)            offset u32  len u32  trace [16]  hash u128  arrival u64  spans u32
+//!                                 bytes of spans u32  flags u8                 a FRAGMENT
+//!        | kind u8 (3, 4, 8, 11)  len u32  payload [len]                       a VERDICT, EXPORTED, CHECKPOINT, GONE
 //! ```
 //!
 //! Entries have the order of their records. Headers have none. Over 4 MiB of entries a segment gets a
@@ -89,12 +95,17 @@
 //!
 //! # Freeing
 //!
-//! Tombstones (EXPORTED, VERDICT) lie in younger segments than the fragments they cover, so a
+//! Tombstones (EXPORTED, VERDICT) lie in younger segments than the fragments they cover, so by itself a
 //! segment goes only after every older one of its shard, and segments of earlier lives go in the
 //! order of their IDs, before any of this life, and none before every shard has written anew what it
 //! needs of them. See [`Space::take_freed`] and [`Space::await_carrying_over`].
+//!
+//! Compaction lets a segment go out of that order ([`Space::take_compacted`]): what is live in it was appended
+//! anew, its decisions were carried forward, and a GONE stands for its tombstones, all of it synced. Which
+//! segment that is worth, and when, is in `compaction.rs`; who does it is `worker/shard/compaction.rs`.
 
 mod buffers;
+mod compaction;
 mod directory;
 mod disk;
 mod footer;
@@ -112,14 +123,16 @@ mod volume;
 mod writer;
 
 pub use buffers::{Buffers, Lent};
+pub use compaction::Victim;
 pub use directory::{DirLock, DirectoryError, StoreIdentity};
 pub use disk::{Disk, DiskFile, ReadOnlyDisk, RealDisk, RealFile};
+pub use format::GoneTrace;
 pub use inspection::{DAMAGES_TOLD, Damage, DirFacts, RecordCounts, SegmentFacts, inspect};
 pub use planted::PlantedBug;
 pub use reader::{GAP_BYTES_MAX, ReadError, StoredFragment, StoredScope};
 pub use recovery::{Recovered, RecoveryReport, make_durable, recover};
 pub use simulated::{Death, SimulatedDisk, SimulatedFile};
-pub use space::{Space, SpaceConfig};
+pub use space::{Frames, Space, SpaceConfig};
 pub use unfinished::{Footed, Sealed, Taken, Unfinished};
 pub use volume::{DiskOp, SegmentFooter, SyncFailure, Volume};
 pub use writer::Writer;

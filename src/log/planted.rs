@@ -40,17 +40,27 @@ pub enum PlantedBug {
     HeadlessFragmentHeld,
     /// What an earlier life did not get synced is taken for durable.
     UnsyncedTakenOver,
-    /// A footer is to be believed before what it vouches for is synced. Not among [`PlantedBug::ALL`]:
-    /// with `--ack synced` all of it is synced before, and with `--ack written` nothing is promised to who looks
-    /// from outside; `tests/log/footers.rs` finds it.
+    /// A footer is to be believed before what it vouches for is synced.
     FooterBeforeSync,
+    /// Compaction lets a segment go before the copies are synced, or on disk at all.
+    CopyNotAwaited,
+    /// A segment goes with the tombstones of others that are still there.
+    TombstoneLeftBehind,
+    /// What is live is copied without the verdict on its trace.
+    KeptVerdictLeftBehind,
+    /// Of two copies of a fragment a start holds the older one.
+    OlderCopyHeld,
+    /// What was exported goes on to be read where it was before it was moved, and is not found.
+    MovedNotLookedFor,
+    /// Segments go with the hashes of what was exported.
+    ExportsForgotten,
     /// Arrivals are read back three seconds late, and deadlines with them.
     ArrivalsMoved,
 }
 
 impl PlantedBug {
     /// Those that `tests/crash` finds.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 23] = [
         Self::AckBeforeWrite,
         Self::TombstoneBeforeExport,
         Self::TornTailKept,
@@ -66,6 +76,13 @@ impl PlantedBug {
         Self::DroppedBeforeVerdict,
         Self::HeadlessFragmentHeld,
         Self::UnsyncedTakenOver,
+        Self::FooterBeforeSync,
+        Self::CopyNotAwaited,
+        Self::TombstoneLeftBehind,
+        Self::KeptVerdictLeftBehind,
+        Self::OlderCopyHeld,
+        Self::MovedNotLookedFor,
+        Self::ExportsForgotten,
         Self::ArrivalsMoved,
     ];
 }

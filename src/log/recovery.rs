@@ -5,9 +5,13 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 
-use crate::log::format::{FORMAT_VERSION, SEGMENT_HEADER_BYTES, SegmentHeader};
+use crate::log::format::{
+    FORMAT_VERSION, GoneTrace, OLDEST_VERSION, SEGMENT_HEADER_BYTES, SegmentHeader,
+};
 use crate::log::scan::{Met, SegmentScan};
-use crate::log::{Disk, DiskFile, PlantedBug, ReadError, Space, Volume, directory, footer, volume};
+use crate::log::{
+    Disk, DiskFile, Frames, PlantedBug, ReadError, Space, Volume, directory, footer, volume,
+};
 use crate::model::{Decision, Extent, SegmentId};
 use crate::model::{FragmentHash, Moment, TraceId};
 
@@ -29,6 +33,11 @@ pub enum Recovered {
         fragments: Vec<FragmentHash>,
     },
     Checkpoint(Vec<Decision>),
+    /// Nothing of these traces in this segment is needed, but for what they list.
+    Gone {
+        segment: SegmentId,
+        traces: Vec<GoneTrace>,
+    },
 }
 
 /// What was found, for the log line and the metrics.
@@ -79,11 +88,13 @@ pub fn recover<D: Disk>(
             source,
         };
         let open = volume.segment(id).map_err(failed)?;
-        let mut fragments = 0;
+        let mut fragments = Frames::default();
         let mut is_stale = false;
         let mut on_met = |extent: Extent, met| match met {
             Met::Record(record) => {
-                fragments += u64::from(matches!(record, Recovered::Fragment { .. }));
+                if let Recovered::Fragment { extent, .. } = &record {
+                    fragments.add(*extent);
+                }
                 on_record(record);
             }
             Met::Damage(what) => {
@@ -128,7 +139,7 @@ pub fn recover<D: Disk>(
         } else {
             report.torn_bytes += len - sound;
         }
-        report.fragments += fragments;
+        report.fragments += u64::from(fragments.count);
     }
     Ok(report)
 }
@@ -181,7 +192,7 @@ impl SegmentFile {
         })?;
         let header = found.filter(|header| header.segment == id);
         if let Some(header) = header
-            && header.version != FORMAT_VERSION
+            && !(OLDEST_VERSION..=FORMAT_VERSION).contains(&header.version)
         {
             return Err(ReadError::Version {
                 segment: id,
@@ -206,7 +217,7 @@ impl SegmentFile {
     }
 
     /// What the segment's footer says, if it has a sound one.
-    fn footer<F: DiskFile>(&self, file: &F) -> io::Result<Option<Vec<Recovered>>> {
+    pub(super) fn footer<F: DiskFile>(&self, file: &F) -> io::Result<Option<Vec<Recovered>>> {
         match self.header {
             Some(_) => footer::read(file, self.id, self.len),
             None => Ok(None),

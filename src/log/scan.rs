@@ -233,7 +233,7 @@ impl<'a, F: DiskFile> SegmentScan<'a, F> {
     }
 
     /// The next frame behind damage at `bad`: where the damaged one says it ends, or else the next
-    /// fragment, verdict, export or checkpoint that checks.
+    /// fragment, verdict, export, checkpoint or GONE that checks.
     fn search(&mut self, bad: u64) -> io::Result<Option<u64>> {
         let claimed = self.frame(bad)?.map(|(_, end)| end);
         if let Some(end) = claimed {
@@ -278,6 +278,7 @@ impl<'a, F: DiskFile> SegmentScan<'a, F> {
             Some(Kind::Exported) => (format::EXPORTED_FIXED_BYTES, 16),
             Some(Kind::Checkpoint) => (format::CHECKPOINT_FIXED_BYTES, format::DECISION_BYTES),
             Some(Kind::Verdict) => return Ok(payload == format::DECISION_BYTES as u64),
+            Some(Kind::Gone) => return self.is_plausible_gone(at, payload),
             // Nothing in it can be compared; the record behind it will be found.
             Some(Kind::Header | Kind::Footer | Kind::Trailer) | None => return Ok(false),
         };
@@ -300,6 +301,24 @@ impl<'a, F: DiskFile> SegmentScan<'a, F> {
             .map(|[_, _, _, _, a, b, c, d]| u64::from(u32::from_le_bytes([*a, *b, *c, *d])))
             .sum();
         Ok(counted_end + spans == payload)
+    }
+
+    fn is_plausible_gone(&mut self, at: u64, payload: u64) -> io::Result<bool> {
+        if payload < format::GONE_FIXED_BYTES as u64 {
+            return Ok(false);
+        }
+        let start = self
+            .window
+            .get(at, FRAME_HEADER_BYTES + format::GONE_FIXED_BYTES)?;
+        let (words, _) = start[FRAME_HEADER_BYTES..].as_chunks::<4>();
+        let word = |at: usize| {
+            words
+                .get(at)
+                .map_or(0, |it| u64::from(u32::from_le_bytes(*it)))
+        };
+        let (offsets, traces) = (word(1), word(2));
+        let lists = 4 * offsets + format::GONE_TRACE_BYTES as u64 * traces;
+        Ok(payload == format::GONE_FIXED_BYTES as u64 + lists)
     }
 
     fn damage(&mut self, at: u64, what: &'static str) {
@@ -358,7 +377,7 @@ fn decode(kind: u8, payload: &[u8], extent: Extent) -> Decoded {
                 has_footer: payload != [0; 4],
             };
         }
-        Some(kind @ (Kind::Verdict | Kind::Exported | Kind::Checkpoint)) => {
+        Some(kind @ (Kind::Verdict | Kind::Exported | Kind::Checkpoint | Kind::Gone)) => {
             footer::decode_control(kind, payload)
         }
         None => return Decoded::Other,

@@ -43,39 +43,59 @@ impl SpaceConfig {
 pub struct Space {
     config: SpaceConfig,
     /// Bytes that the volume has left; more than any has until somebody looked.
-    volume_free: AtomicU64,
+    pub(super) volume_free: AtomicU64,
     inner: Mutex<Inner>,
 }
 
+/// Fragments of one segment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Frames {
+    pub count: u32,
+    /// Of their frames.
+    pub bytes: u64,
+}
+
+impl Frames {
+    pub fn add(&mut self, fragment: Extent) {
+        self.count += 1;
+        self.bytes += u64::from(fragment.len);
+    }
+}
+
 #[derive(Debug)]
-struct Inner {
-    segments: BTreeMap<SegmentId, Segment>,
-    used_bytes: u64,
+pub(super) struct Inner {
+    pub(super) segments: BTreeMap<SegmentId, Segment>,
+    pub(super) used_bytes: u64,
     /// Of the used ones, those of files that are no segments now.
-    spare_bytes: u64,
+    pub(super) spare_bytes: u64,
     /// `None` once every ID was given away: 4 billion segments later.
     next: Option<SegmentId>,
     life: u64,
     /// Grows when something may have become free, and what each shard saw of it.
-    changes: u64,
+    pub(super) changes: u64,
     seen: BTreeMap<u16, u64>,
     /// A volume tells when a segment is really gone; see [`Space::await_unlinks`].
-    awaits_unlinks: bool,
+    pub(super) awaits_unlinks: bool,
     /// Shards that have not carried over what they need of earlier lives.
     carrying: BTreeSet<u16>,
 }
 
 #[derive(Debug)]
-struct Segment {
-    shard: u16,
+pub(super) struct Segment {
+    pub(super) shard: u16,
     /// From an earlier life of the data dir.
-    recovered: bool,
-    sealed: bool,
-    /// Handed out by [`Space::take_freed`], and not known to be gone.
-    going: bool,
+    pub(super) recovered: bool,
+    pub(super) sealed: bool,
+    /// Handed out by [`Space::take_freed`] or [`Space::take_compacted`], and not known to be gone.
+    pub(super) going: bool,
+    /// What its tombstones say was written anew: it need not wait for older ones.
+    pub(super) compacted: bool,
     /// Goes below zero for a moment when a frame is released before its batch was taken.
     live: i64,
-    bytes: u64,
+    pub(super) live_bytes: i64,
+    /// Of all fragments that were ever written to it.
+    pub(super) fragment_bytes: u64,
+    pub(super) bytes: u64,
     /// The file was another segment before and is at least so long until it is sealed.
     recycled_bytes: u64,
     /// Frames from here on were abandoned by the writer and never counted as live.
@@ -86,8 +106,8 @@ struct Segment {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Progress {
     pub(super) segment: SegmentId,
-    /// Fragments appended since the last time.
-    pub(super) fragments: u32,
+    /// Appended since the last time.
+    pub(super) fragments: Frames,
     /// The length at which it was sealed.
     pub(super) sealed_at: Option<u32>,
 }
@@ -166,7 +186,22 @@ impl Space {
                 continue;
             }
             segment.live -= 1;
-            look |= segment.sealed && segment.live <= 0;
+            segment.live_bytes -= i64::from(extent.len);
+            look |= segment.is_idle();
+        }
+        inner.changes += u64::from(look);
+    }
+
+    /// As [`Space::release`], of frames that were counted. None of them may be among the forgotten.
+    pub fn release_frames(&self, frames: impl IntoIterator<Item = (SegmentId, Frames)>) {
+        let mut inner = self.lock();
+        let mut look = false;
+        for (segment, frames) in frames {
+            if let Some(segment) = inner.segments.get_mut(&segment) {
+                segment.live -= i64::from(frames.count);
+                segment.live_bytes -= i64::try_from(frames.bytes).unwrap_or(i64::MAX);
+                look |= segment.is_idle();
+            }
         }
         inner.changes += u64::from(look);
     }
@@ -184,6 +219,15 @@ impl Space {
     /// ([`Space::next_to_free`]), after a start those of every recovered segment
     /// ([`Space::await_carrying_over`]).
     pub fn take_freed(&self, shard: u16) -> Vec<SegmentId> {
+        self.take_freed_if(shard, |_| true)
+    }
+
+    /// As [`Space::take_freed`], of those that `may` go. For the others this is to be asked again.
+    pub fn take_freed_if(
+        &self,
+        shard: u16,
+        mut may: impl FnMut(SegmentId) -> bool,
+    ) -> Vec<SegmentId> {
         let mut inner = self.lock();
         let changes = inner.changes;
         let seen = inner.seen.entry(shard).or_default();
@@ -191,6 +235,7 @@ impl Space {
             return Vec::new();
         }
         let mut freed = Vec::new();
+        let mut is_refused = false;
         let mut order = Order::default();
         let awaits_unlinks = inner.awaits_unlinks;
         let inner = &mut *inner;
@@ -200,13 +245,18 @@ impl Space {
             } else {
                 segment.shard == shard
             };
-            if is_his && !segment.going && segment.is_idle() && order.admits(segment) {
+            let may_go = is_his && !segment.going && segment.is_idle() && order.admits(segment);
+            if may_go && may(*id) {
                 segment.going = true;
                 freed.push(*id);
                 // Within one call the caller's order is enough.
             } else {
                 order.block(segment);
+                is_refused |= may_go;
             }
+        }
+        if is_refused {
+            inner.seen.remove(&shard);
         }
         if !awaits_unlinks {
             for id in &freed {
@@ -251,16 +301,8 @@ impl Space {
         // because it exists, and the worker refuses instead of overwriting.
         let id = inner.next.unwrap_or(SegmentId(u32::MAX));
         inner.next = id.0.checked_add(1).map(SegmentId);
-        inner.segments.entry(id).or_insert(Segment {
-            shard,
-            recovered: false,
-            sealed: false,
-            going: false,
-            live: 0,
-            bytes: 0,
-            recycled_bytes: 0,
-            abandoned_from: None,
-        });
+        let begun = Segment::begun(shard, false);
+        inner.segments.entry(id).or_insert(begun);
         (id, inner.life)
     }
 
@@ -278,7 +320,7 @@ impl Space {
         let mut inner = self.lock();
         for step in progress {
             if let Some(segment) = inner.segments.get_mut(&step.segment) {
-                segment.live += i64::from(step.fragments);
+                segment.appended(step.fragments);
                 segment.sealed |= step.sealed_at.is_some();
             }
             if let Some(len) = step.sealed_at {
@@ -325,6 +367,9 @@ impl Space {
         let Some(segment) = inner.segments.get(&id) else {
             return true;
         };
+        if segment.compacted {
+            return true;
+        }
         let mut order = Order::default();
         for (_, older) in inner.segments.range(..id) {
             order.block(older);
@@ -389,40 +434,50 @@ impl Space {
         inner.next = inner
             .next
             .and_then(|next| Some(next.max(SegmentId(id.0.checked_add(1)?))));
-        inner.segments.insert(
-            id,
-            Segment {
-                shard,
-                recovered: true,
-                sealed: false,
-                going: false,
-                live: 0,
-                bytes: 0,
-                recycled_bytes: 0,
-                abandoned_from: None,
-            },
-        );
+        inner.segments.insert(id, Segment::begun(shard, true));
         inner.set_bytes(id, bytes);
     }
 
     /// Its records are read. Releases that came meanwhile are counted.
-    pub(super) fn recovered(&self, id: SegmentId, bytes: u64, fragments: u64) {
+    pub(super) fn recovered(&self, id: SegmentId, bytes: u64, fragments: Frames) {
         let mut inner = self.lock();
         inner.set_bytes(id, bytes);
         if let Some(segment) = inner.segments.get_mut(&id) {
-            segment.live += i64::try_from(fragments).unwrap_or(i64::MAX);
+            segment.appended(fragments);
             segment.sealed = true;
         }
         inner.changes += 1;
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Segment {
-    fn is_idle(&self) -> bool {
+    fn begun(shard: u16, recovered: bool) -> Self {
+        Self {
+            shard,
+            recovered,
+            sealed: false,
+            going: false,
+            compacted: false,
+            live: 0,
+            live_bytes: 0,
+            fragment_bytes: 0,
+            bytes: 0,
+            recycled_bytes: 0,
+            abandoned_from: None,
+        }
+    }
+
+    fn appended(&mut self, fragments: Frames) {
+        self.live += i64::from(fragments.count);
+        self.live_bytes += i64::try_from(fragments.bytes).unwrap_or(i64::MAX);
+        self.fragment_bytes += fragments.bytes;
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
         self.sealed && self.live <= 0
     }
 }
@@ -443,7 +498,7 @@ impl Inner {
         }
     }
 
-    fn remove(&mut self, id: SegmentId) {
+    pub(super) fn remove(&mut self, id: SegmentId) {
         if let Some(segment) = self.segments.remove(&id) {
             self.used_bytes -= segment.bytes;
         }

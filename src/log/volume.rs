@@ -16,7 +16,7 @@ use crate::model::SegmentId;
 /// Sealed segments are opened again when they are read; a data dir may have more of them than a
 /// process may have files.
 const OPEN_FILES_MAX: usize = 256;
-/// Files of segments that went, kept to be written over. One a shard on a small machine: segments
+/// Files of segments that went, kept to be written over. One a shard, and no more than that: segments
 /// go one by one, and the next one is begun when the last is full.
 const SPARE_FILES_MAX: usize = 2;
 const PAGE_BYTES: u64 = 4096;
@@ -228,6 +228,12 @@ impl<D: Disk> Volume<D> {
     /// Says if a sync has failed.
     pub fn sync_failure(&self) -> &Arc<SyncFailure> {
         &self.sync_failure
+    }
+
+    /// Whether what is live in a segment lies elsewhere.
+    pub(super) fn is_going(&self, segment: SegmentId) -> bool {
+        let space = self.space.get();
+        space.is_some_and(|space| space.is_going(segment))
     }
 
     /// Makes creations and unlinks durable.
@@ -472,7 +478,10 @@ impl<D: Disk> Volume<D> {
         };
         let space = self.space.get();
         let space = space.filter(|space| len > 0 && space.may_spare(len));
-        let space = space.filter(|_| self.spares().len() < SPARE_FILES_MAX);
+        let space = space.filter(|space| {
+            let most = usize::from(space.config().shards).min(SPARE_FILES_MAX);
+            self.spares().len() < most
+        });
         let Some(space) = space else {
             return self.unlink_file(&name);
         };

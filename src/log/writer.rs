@@ -1,18 +1,20 @@
 //! Turns records into frames at known places. One a shard; no I/O: what the disk must do is taken
 //! as [`DiskOp`]s. Who may append, and when, is the caller's to say.
 
+mod compaction;
+
 use std::sync::Arc;
 
 use hashbrown::HashTable;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::log::footer::Footer;
+use crate::log::footer::{Entry, Footer};
 use crate::log::format::{
     self, FORMAT_VERSION, FRAME_HEADER_BYTES, FragmentRecord, Kind, SEGMENT_HEADER_BYTES,
     SegmentHeader,
 };
 use crate::log::space::Progress;
-use crate::log::{DiskOp, SegmentFooter, Space};
+use crate::log::{DiskOp, Frames, GoneTrace, SegmentFooter, Space, StoredFragment};
 use crate::model::{Decision, Extent, SegmentId};
 use crate::model::{FragmentHash, Moment, TraceId};
 use crate::wire::{FragmentView, HeaderView};
@@ -63,7 +65,7 @@ struct Current {
     /// Length that was taken for the disk; 0 means that not even its creation was.
     taken: u32,
     /// Appended since the last take.
-    fragments: u32,
+    fragments: Frames,
     occupied: u64,
 }
 
@@ -88,6 +90,8 @@ enum Record<'a> {
         fragments: &'a [FragmentHash],
     },
     Checkpoint(&'a [Decision]),
+    Copy(&'a StoredFragment),
+    Gone(SegmentId, &'a [GoneTrace]),
 }
 
 impl Writer {
@@ -126,7 +130,7 @@ impl Writer {
             previous,
         });
         if let Some(current) = &mut self.current {
-            current.fragments += 1;
+            current.fragments.add(extent);
         }
         extent
     }
@@ -276,17 +280,42 @@ impl Writer {
         let payload = &self.buffer[self.buffer.len() - payload_len..];
         let kind = match record {
             Record::Fragment { view, arrival, .. } => {
-                let table = self.scopes.len() * format::SCOPE_ENTRY_BYTES;
-                let spans = payload_len - format::FRAGMENT_FIXED_BYTES - table;
-                self.footer
-                    .fragment(extent, view.fragment, *arrival, small(spans));
+                let fragment = view.fragment;
+                self.footer.fragment(&Entry {
+                    extent,
+                    trace: fragment.trace,
+                    hash: fragment.hash,
+                    arrival: *arrival,
+                    spans: fragment.spans,
+                    span_bytes: self.span_bytes(payload_len),
+                    has_root: fragment.has_root,
+                });
+                return;
+            }
+            Record::Copy(fragment) => {
+                self.footer.fragment(&Entry {
+                    extent,
+                    trace: fragment.trace,
+                    hash: fragment.hash,
+                    arrival: fragment.arrival,
+                    spans: fragment.spans,
+                    span_bytes: self.span_bytes(payload_len),
+                    has_root: fragment.has_root,
+                });
                 return;
             }
             Record::Verdict(_) => Kind::Verdict,
             Record::Exported { .. } => Kind::Exported,
             Record::Checkpoint(_) => Kind::Checkpoint,
+            Record::Gone(..) => Kind::Gone,
         };
         self.footer.record(kind, payload);
+    }
+
+    /// Of the fragment that was encoded last.
+    fn span_bytes(&self, payload_len: usize) -> u32 {
+        let table = self.scopes.len() * format::SCOPE_ENTRY_BYTES;
+        small(payload_len - format::FRAGMENT_FIXED_BYTES - table)
     }
 
     fn encode(&mut self, current: &Current, record: &Record<'_>) -> Extent {
@@ -304,6 +333,10 @@ impl Writer {
             }),
             Record::Checkpoint(decisions) => self.frame(current, Kind::Checkpoint, |out| {
                 format::encode_checkpoint(decisions, out);
+            }),
+            Record::Copy(fragment) => self.encode_copy(current, fragment),
+            Record::Gone(segment, gone) => self.frame(current, Kind::Gone, |out| {
+                format::encode_gone(segment, gone, out);
             }),
         }
     }
@@ -358,16 +391,21 @@ impl Writer {
         let mut bytes = std::mem::take(&mut self.scratch);
         bytes.clear();
         header.write_to(&mut bytes);
-        let hash = header.hash;
-        let keyed = xxh3_64_with_seed(&bytes, self.hash_key);
+        let offset = self.place_header(current, header.hash, &bytes);
+        self.scratch = bytes;
+        offset
+    }
+
+    fn place_header(&mut self, current: &Current, hash: u128, bytes: &[u8]) -> u32 {
+        let keyed = xxh3_64_with_seed(bytes, self.hash_key);
         let known = self
             .headers
             .find(keyed, |known| known.keyed == keyed && known.hash == hash)
             .map(|known| known.offset);
-        let offset = known.unwrap_or_else(|| {
+        known.unwrap_or_else(|| {
             let extent = self.frame(current, Kind::Header, |out| {
                 out.extend_from_slice(&hash.to_le_bytes());
-                out.extend_from_slice(&bytes);
+                out.extend_from_slice(bytes);
             });
             if self.headers.len() >= HEADERS_MAX {
                 self.headers.clear();
@@ -380,9 +418,7 @@ impl Writer {
             self.headers
                 .insert_unique(keyed, known, |known| known.keyed);
             extent.offset
-        });
-        self.scratch = bytes;
-        offset
+        })
     }
 
     fn frame(
@@ -429,7 +465,7 @@ impl Writer {
             capacity: u64::from(self.space.config().segment_bytes),
             start: 0,
             taken: 0,
-            fragments: 0,
+            fragments: Frames::default(),
             occupied: 0,
         }
     }

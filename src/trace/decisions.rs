@@ -5,7 +5,8 @@
 //! holds them too; before a segment goes, [`Decisions::carry_forward`] says which of its decisions
 //! must be written again.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::hash::BuildHasher as _;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -42,15 +43,56 @@ pub struct Decisions {
     first: u64,
     /// Which numbers a segment has records of: as verdicts, then as checkpoints.
     recorded: BTreeMap<SegmentId, Vec<Range<u64>>>,
-    /// When to look at whose exported hashes again.
-    hashes_expire: VecDeque<(Moment, TraceId)>,
+    /// What was exported, in this order.
+    exports: VecDeque<Export>,
+    /// How many hashes, by the segment that records them.
+    exported_in: BTreeMap<SegmentId, usize>,
+    /// While a log is read: what was exported of traces whose decisions stand behind it. They were carried
+    /// forward, and the record of the export was not yet.
+    early: Option<Early>,
     bytes: usize,
+}
+
+/// Some of a trace's fragments are at the backend.
+#[derive(Debug)]
+struct Export {
+    /// Their hashes are forgotten then.
+    until: Moment,
+    trace: TraceId,
+    recorded_in: SegmentId,
+    hashes: usize,
+}
+
+#[derive(Debug, Default)]
+struct Early {
+    exported: HashMap<TraceId, Vec<[u8; 16]>, foldhash::fast::RandomState>,
+    hashes: usize,
 }
 
 /// What one decision costs: its place in a table at 7/8 load after doubling (so up to 16/7 of it),
 /// and its number in `order`.
 const DECISION_BYTES: usize = size_of::<Remembered>() * 16 / 7 + size_of::<TraceId>();
 const HASH_BYTES: usize = 16;
+/// And in a checkpoint.
+const DECISION_RECORD_BYTES: u64 = 47;
+
+impl Early {
+    fn note(&mut self, trace: TraceId, hashes: impl Iterator<Item = [u8; 16]>, bytes_max: usize) {
+        if self.hashes * HASH_BYTES >= bytes_max {
+            return;
+        }
+        let of_trace = self.exported.entry(trace).or_default();
+        let before = of_trace.len();
+        of_trace.extend(hashes);
+        self.hashes += of_trace.len() - before;
+    }
+
+    fn take(&mut self, trace: TraceId) -> Option<Vec<[u8; 16]>> {
+        let hashes = self.exported.remove(&trace)?;
+        self.hashes -= hashes.len();
+        Some(hashes)
+    }
+}
 
 impl Remembered {
     pub fn exported(&self, hash: FragmentHash) -> bool {
@@ -67,13 +109,14 @@ impl Decisions {
             order: VecDeque::new(),
             first: 0,
             recorded: BTreeMap::new(),
-            hashes_expire: VecDeque::new(),
+            exports: VecDeque::new(),
+            exported_in: BTreeMap::new(),
+            early: Some(Early::default()),
             bytes: 0,
         }
     }
 
     fn hash(&self, trace: TraceId) -> u64 {
-        use std::hash::BuildHasher;
         self.hasher.hash_one(trace.as_bytes())
     }
 
@@ -91,7 +134,6 @@ impl Decisions {
     /// Remembers a new decision, recorded in a segment. The trace has none yet: whoever decides
     /// looked here first. Returns how many old ones had to go for it before their time.
     pub fn remember(&mut self, decision: Decision, recorded_in: SegmentId) -> usize {
-        use std::hash::BuildHasher;
         if let Some(held) = self.get_mut(decision.trace) {
             held.decision = decision;
             return 0;
@@ -110,6 +152,13 @@ impl Decisions {
             |held| hasher.hash_one(held.decision.trace.as_bytes()),
         );
         self.bytes += DECISION_BYTES;
+        let early = self.early.as_mut();
+        if let Some(hashes) = early.and_then(|early| early.take(decision.trace)) {
+            let hashes = hashes
+                .into_iter()
+                .map(|hash| FragmentHash(u128::from_le_bytes(hash)));
+            self.note_exported(decision.trace, hashes, SegmentId(0), Moment::ZERO);
+        }
         let mut forgotten = 0;
         while self.bytes > self.memory.bytes_max && self.order.len() > 1 {
             self.forget_oldest();
@@ -118,35 +167,111 @@ impl Decisions {
         forgotten
     }
 
-    /// These fragments of a kept trace are at the backend.
+    /// These fragments of a kept trace are at the backend, as a segment records.
     pub fn note_exported(
         &mut self,
         trace: TraceId,
         hashes: impl IntoIterator<Item = FragmentHash>,
+        recorded_in: SegmentId,
         now: Moment,
     ) {
         let until = now + self.memory.exported_hashes;
         let Some(held) = self.get_mut(trace) else {
+            if let Some(early) = &mut self.early {
+                let hashes = hashes.into_iter().map(|hash| hash.0.to_le_bytes());
+                early.note(trace, hashes, self.memory.bytes_max);
+            }
             return;
         };
         let before = held.exported.len();
         held.exported
             .extend(hashes.into_iter().map(|hash| hash.0.to_le_bytes()));
+        let hashes = held.exported.len() - before;
         held.exported.shrink_to_fit();
         held.exported_until = until;
-        self.bytes +=
-            (self.get(trace).map_or(before, |held| held.exported.len()) - before) * HASH_BYTES;
-        self.hashes_expire.push_back((until, trace));
+        self.bytes += hashes * HASH_BYTES;
+        *self.exported_in.entry(recorded_in).or_default() += hashes;
+        self.exports.push_back(Export {
+            until,
+            trace,
+            recorded_in,
+            hashes,
+        });
+    }
+
+    /// What earlier lives exported is remembered from now on as long as what is exported now: when it was is in
+    /// no record, and no decision is remembered longer for it.
+    pub fn begin_life(&mut self, now: Moment) {
+        self.early = None;
+        let until = now + self.memory.exported_hashes;
+        for export in &mut self.exports {
+            export.until = until;
+            let hash = self.hasher.hash_one(export.trace.as_bytes());
+            let held = self
+                .table
+                .find_mut(hash, |held| held.decision.trace == export.trace);
+            if let Some(held) = held {
+                held.exported_until = until;
+            }
+        }
+    }
+
+    /// A segment is about to go: what it says was exported, as far as it is remembered. The caller
+    /// writes it anew and says where with [`Decisions::exports_carried`].
+    pub fn exports_in(&self, segment: SegmentId) -> Vec<(TraceId, Vec<FragmentHash>)> {
+        let mut found = Vec::new();
+        let mut seen = HashSet::new();
+        for export in self.exports.iter().filter(|it| it.recorded_in == segment) {
+            let Some(held) = self.get(export.trace) else {
+                continue;
+            };
+            if !held.exported.is_empty() && seen.insert(export.trace) {
+                let hashes = held.exported.iter();
+                let hashes = hashes.map(|it| FragmentHash(u128::from_le_bytes(*it)));
+                found.push((export.trace, hashes.collect()));
+            }
+        }
+        found
+    }
+
+    /// What `from` said was exported stands in another segment, too.
+    pub fn exports_carried(&mut self, from: SegmentId, into: SegmentId) {
+        for export in &mut self.exports {
+            if export.recorded_in == from {
+                export.recorded_in = into;
+            }
+        }
+        if let Some(hashes) = self.exported_in.remove(&from) {
+            *self.exported_in.entry(into).or_default() += hashes;
+        }
+    }
+
+    /// What would have to be written anew if a segment went, roughly.
+    pub fn carried_bytes(&self, segment: SegmentId) -> u64 {
+        let ranges = self.recorded.get(&segment).into_iter().flatten();
+        let decisions: u64 = ranges
+            .map(|range| range.end.saturating_sub(range.start.max(self.first)))
+            .sum();
+        let hashes = self.exported_in.get(&segment).copied().unwrap_or(0);
+        decisions * DECISION_RECORD_BYTES + (hashes * HASH_BYTES) as u64
+    }
+
+    /// What a log holds of all this.
+    pub fn recorded_bytes(&self) -> u64 {
+        let hashes: usize = self.exported_in.values().sum();
+        self.len() as u64 * DECISION_RECORD_BYTES + (hashes * HASH_BYTES) as u64
     }
 
     /// Forgets what is too old.
     pub fn expire(&mut self, now: Moment) {
-        while let Some(&(at, trace)) = self.hashes_expire.front() {
-            if at > now {
-                break;
+        while let Some(export) = self.exports.pop_front_if(|it| it.until <= now) {
+            if let Some(hashes) = self.exported_in.get_mut(&export.recorded_in) {
+                *hashes -= export.hashes.min(*hashes);
+                if *hashes == 0 {
+                    self.exported_in.remove(&export.recorded_in);
+                }
             }
-            self.hashes_expire.pop_front();
-            let Some(held) = self.get_mut(trace) else {
+            let Some(held) = self.get_mut(export.trace) else {
                 continue;
             };
             if held.exported_until <= now {
@@ -161,7 +286,6 @@ impl Decisions {
             self.forget_oldest();
         }
         if self.table.capacity() > 1024 && self.table.len() < self.table.capacity() / 4 {
-            use std::hash::BuildHasher;
             let hasher = &self.hasher;
             self.table.shrink_to(self.table.len() * 2, |held| {
                 hasher.hash_one(held.decision.trace.as_bytes())
@@ -283,7 +407,7 @@ mod tests {
         let mut decisions = Decisions::new(memory(usize::MAX));
         let kept = decision(1, at(0));
         decisions.remember(kept, SegmentId(1));
-        decisions.note_exported(kept.trace, [FragmentHash(7)], at(10));
+        decisions.note_exported(kept.trace, [FragmentHash(7)], SegmentId(1), at(10));
         decisions.expire(at(309));
         assert!(decisions.get(kept.trace).unwrap().exported(FragmentHash(7)));
         decisions.expire(at(310));
@@ -304,6 +428,32 @@ mod tests {
         assert_eq!((decisions.len(), forgotten), (10, 15));
         assert!(decisions.get(decision(14, at(0)).trace).is_none());
         assert!(decisions.get(decision(15, at(0)).trace).is_some());
+    }
+
+    #[test]
+    fn what_was_exported_is_carried_forward_until_it_is_forgotten() {
+        let mut decisions = Decisions::new(memory(usize::MAX));
+        for n in 0..2 {
+            let kept = decision(n, at(0));
+            decisions.remember(kept, SegmentId(1));
+            let exported_at = at(10 + 100 * u64::from(n));
+            decisions.note_exported(kept.trace, [FragmentHash(7)], SegmentId(2), exported_at);
+        }
+        let found = |decisions: &Decisions, segment| decisions.exports_in(SegmentId(segment)).len();
+        assert_eq!((found(&decisions, 1), found(&decisions, 2)), (0, 2));
+        decisions.exports_carried(SegmentId(2), SegmentId(5));
+        assert_eq!((found(&decisions, 2), found(&decisions, 5)), (0, 2));
+        decisions.expire(at(310));
+        assert_eq!(found(&decisions, 5), 1);
+        decisions.begin_life(at(400));
+        decisions.expire(at(599));
+        assert_eq!(
+            found(&decisions, 5),
+            1,
+            "longer, by the time at which it began"
+        );
+        decisions.expire(at(600));
+        assert_eq!((found(&decisions, 5), decisions.bytes()), (0, 0));
     }
 
     #[test]

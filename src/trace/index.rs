@@ -184,6 +184,34 @@ impl TraceEntry {
         }
     }
 
+    /// Offsets of the fragments that lie in a segment.
+    pub fn live_in(&self, segment: SegmentId) -> Vec<u32> {
+        let held = self.fragments.iter();
+        held.filter(|it| it.segment == segment.0)
+            .map(|it| it.offset)
+            .collect()
+    }
+
+    /// Where the fragment of this hash lies, if it is held.
+    pub fn place_of(&self, hash: FragmentHash) -> Option<Extent> {
+        // Most have not got it: of many fragments the set knows at once.
+        if !self.holds(hash) {
+            return None;
+        }
+        let wanted = hash.0.to_le_bytes();
+        let held = self.fragments.iter().find(|held| held.hash == wanted);
+        held.map(FragmentRef::extent)
+    }
+
+    /// Fragments lie elsewhere now; `to` says where. They keep their places in the list.
+    pub fn relocate(&mut self, mut to: impl FnMut(Extent) -> Option<Extent>) {
+        for held in &mut self.fragments {
+            if let Some(extent) = to(held.extent()) {
+                *held = FragmentRef::new(held.hash(), extent);
+            }
+        }
+    }
+
     pub fn tail(&self) -> Option<Extent> {
         self.fragments.last().map(FragmentRef::extent)
     }

@@ -113,6 +113,7 @@ impl<D: Disk> Exporter<D> {
         let mut settled = reader.origin();
         let mut stuck = HashMap::new();
         let mut put_back = false;
+        let mut is_moved = false;
         while !self.shard.exports_stopped() {
             let exporter = self.clone();
             // Reading is file I/O and hashing: not for the threads that serve sockets.
@@ -129,6 +130,10 @@ impl<D: Disk> Exporter<D> {
                 Ok(Some(message)) => message,
                 Ok(None) => {
                     settled = reader.origin();
+                    break;
+                }
+                Err(ReadError::Moved { .. }) => {
+                    is_moved = true;
                     break;
                 }
                 Err(error) => {
@@ -185,8 +190,13 @@ impl<D: Disk> Exporter<D> {
             self.shard.exported(done);
         }
         // Else the process is stopping, and the next one goes on with it.
-        if put_back && !rest.traces.is_empty() {
+        if rest.traces.is_empty() {
+            return;
+        }
+        if put_back {
             self.shard.put_back(rest);
+        } else if is_moved {
+            self.shard.offer_again(rest);
         }
     }
 

@@ -188,6 +188,8 @@ pub struct WorkerMetrics {
     pub log_segments: Gauge,
     pub log_write_failures: Counter,
     pub log_unlink_failures: Counter,
+    pub log_compacted_bytes: Counter,
+    pub log_segments_compacted: Counter,
     pub log_read_failures: Counter,
     pub log_fragments_damaged: Counter,
     pub log_torn_tails: Counter,
@@ -395,6 +397,16 @@ impl WorkerMetrics {
                 registry,
                 "worker_log_unlink_failures",
                 "Batches with a segment that could not be removed; it is removed later",
+            ),
+            log_compacted_bytes: counter(
+                registry,
+                "worker_log_compacted_bytes",
+                "Bytes of fragments that were written anew so that their segments could go",
+            ),
+            log_segments_compacted: counter(
+                registry,
+                "worker_log_segments_compacted",
+                "Segments that went because what was live in them had been written anew",
             ),
             log_read_failures: counter(
                 registry,

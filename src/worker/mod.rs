@@ -7,6 +7,7 @@
 //! `reload` changes the rules of a worker that runs, `refolder` reads back what undecided traces need for it. `footers` spares the next start time. `forward` passes on what belongs to others. `simulated` runs
 //! the same shards in one thread, for `tests/crash`.
 
+mod compactor;
 pub mod export;
 
 mod dead_letters;

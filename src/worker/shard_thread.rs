@@ -16,6 +16,7 @@ use crate::log::{Disk, Volume};
 use crate::model::{Moment, SteadyClock, TraceId};
 use crate::net::admission::Permit;
 use crate::policy::{LimitAnswers, Rules};
+use crate::worker::compactor::{Compacted, Compacting};
 use crate::worker::disk::{self, AckLevel, DiskBatch, DiskDone};
 use crate::worker::ingest::Incoming;
 use crate::worker::limiter::Asking;
@@ -59,6 +60,7 @@ enum Control {
     },
     Exported(ExportWork),
     PutBack(ExportWork),
+    OfferAgain(ExportWork),
     Deciding(bool),
     /// From the limits of rules of this version.
     Limited(u64, Vec<(TraceId, LimitAnswers)>),
@@ -132,6 +134,11 @@ impl ShardHandle {
         self.control.send(Control::PutBack(work)).ok();
     }
 
+    /// It was not found where it was.
+    pub(crate) fn offer_again(&self, work: ExportWork) {
+        self.control.send(Control::OfferAgain(work)).ok();
+    }
+
     pub(crate) fn set_deciding(&self, deciding: bool) {
         self.control.send(Control::Deciding(deciding)).ok();
     }
@@ -193,12 +200,21 @@ pub(crate) fn spawn<D: Disk>(
     shard: Shard,
     asking: Option<Asking>,
     refolding: Refolding,
+    compacting: Compacting,
     memory: Permit,
     clock: SteadyClock,
     volume: Arc<Volume<D>>,
     level: AckLevel,
 ) -> std::io::Result<(ShardHandle, [JoinHandle<()>; 2])> {
-    let (handle, running, disk) = prepare(number, shard, asking, refolding, memory, clock.now());
+    let (handle, running, disk) = prepare(
+        number,
+        shard,
+        asking,
+        refolding,
+        compacting,
+        memory,
+        clock.now(),
+    );
     let disk = disk::spawn(number, volume, level, disk.batches, disk.done)?;
     let thread = std::thread::Builder::new()
         .name(format!("shard-{number}"))
@@ -218,6 +234,7 @@ pub(crate) fn prepare(
     shard: Shard,
     asking: Option<Asking>,
     refolding: Refolding,
+    compacting: Compacting,
     memory: Permit,
     now: Moment,
 ) -> (ShardHandle, Running, DiskEnd) {
@@ -232,6 +249,7 @@ pub(crate) fn prepare(
         asking,
         refolding,
         refolded: unbounded(),
+        compacting,
         now,
         data,
         control,
@@ -270,6 +288,7 @@ pub(crate) struct First {
     refolded: Option<RefoldWork>,
     control: Option<Control>,
     append: Option<Append>,
+    compacted: Option<Compacted>,
 }
 
 struct Waiting {
@@ -285,6 +304,7 @@ pub(crate) struct Running {
     refolding: Refolding,
     /// What it sent back. Bounded by what the shard hands out; whoever carries a work out has a sender.
     refolded: (Sender<RefoldWork>, Receiver<RefoldWork>),
+    compacting: Compacting,
     /// When this turn began.
     now: Moment,
     data: Receiver<Append>,
@@ -334,6 +354,7 @@ impl Running {
                 },
                 recv(self.refolded.1) -> refolded => first.refolded = refolded.ok(),
                 recv(data) -> append => first.append = append.ok(),
+                recv(self.compacting.done) -> compacted => first.compacted = compacted.ok(),
                 default(wait) => {}
             }
             self.turn(first, clock.now());
@@ -358,6 +379,13 @@ impl Running {
         if let Some(append) = first.append {
             self.append(append);
         }
+        if let Some(compacted) = first.compacted {
+            self.shard.compacted(compacted.answer, now);
+        }
+        while let Ok(Compacted { answer, held }) = self.compacting.done.try_recv() {
+            self.shard.compacted(answer, now);
+            drop(held);
+        }
         while let Ok(done) = self.done.try_recv() {
             self.batch_done(done);
         }
@@ -377,6 +405,9 @@ impl Running {
         self.ask_limits();
         while let Some(work) = self.shard.next_refold(now) {
             self.refolding.hand_out(work, self.refolded.0.clone());
+        }
+        if let Some(job) = self.shard.next_compaction(now) {
+            self.compacting.ask(job);
         }
         self.hand_over();
         self.answer_pulls();
@@ -445,6 +476,7 @@ impl Running {
             }),
             Control::Exported(work) => self.shard.exported(work, now),
             Control::PutBack(work) => self.shard.put_back(work, now),
+            Control::OfferAgain(work) => self.shard.offer_again(work),
             Control::Deciding(deciding) => self.shard.set_deciding(deciding),
             Control::Limited(version, answers) if version == self.shard.rules_version() => {
                 for (trace, answers) in answers {

@@ -13,6 +13,7 @@ use crate::model::{Decision, Extent, Moment, TraceId};
 use crate::net::admission::Budget;
 use crate::policy::Rules;
 use crate::wire::ScanLimits;
+use crate::worker::compactor;
 use crate::worker::disk;
 use crate::worker::ingest::{Incoming, shard_of};
 use crate::worker::refolder::{self, Jobs};
@@ -30,6 +31,8 @@ pub struct SimulatedWorker<D: Disk> {
     metrics: WorkerMetrics,
     shards: Vec<SimulatedShard>,
     footed: VecDeque<Footed>,
+    budget: Arc<Budget>,
+    compaction_jobs: compactor::Jobs,
 }
 
 struct SimulatedShard {
@@ -77,12 +80,20 @@ impl<D: Disk> SimulatedWorker<D> {
             shards,
             recovery,
         } = open(config, disk, rules, metrics, secret)?;
+        let compaction_jobs = compactor::Jobs::new();
         let start = |(number, mut shard): (usize, Shard)| {
             shard.recovered(now);
             let memory = config.budget.charge(0);
             let (refolding, jobs) = refolder::queue();
-            let (handle, running, disk) =
-                shard_thread::prepare(number as u16, shard, None, refolding, memory, now);
+            let (handle, running, disk) = shard_thread::prepare(
+                number as u16,
+                shard,
+                None,
+                refolding,
+                compaction_jobs.way(),
+                memory,
+                now,
+            );
             handle.set_deciding(true);
             SimulatedShard {
                 handle,
@@ -99,6 +110,8 @@ impl<D: Disk> SimulatedWorker<D> {
             metrics: metrics.clone(),
             shards: shards.into_iter().enumerate().map(start).collect(),
             footed: VecDeque::new(),
+            budget: config.budget.clone(),
+            compaction_jobs,
         })
     }
 
@@ -186,6 +199,11 @@ impl<D: Disk> SimulatedWorker<D> {
         Some(is_written)
     }
 
+    /// The compactor does what a shard asked it for first; that hears of it in its next turn. False if none did.
+    pub fn compact(&mut self) -> bool {
+        self.compaction_jobs.do_next(&self.volume, &self.budget)
+    }
+
     /// The oldest sealed segment without a footer gets it.
     pub fn append_footer(&mut self) {
         if let Some(sealed) = self.volume.unfinished().try_take() {
@@ -218,6 +236,10 @@ impl<D: Disk> SimulatedWorker<D> {
 
     pub fn put_back(&self, shard: usize, work: ExportWork) {
         self.shards[shard].handle.put_back(work);
+    }
+
+    pub fn offer_again(&self, shard: usize, work: ExportWork) {
+        self.shards[shard].handle.offer_again(work);
     }
 
     pub fn read(&self, extents: &[Extent]) -> Result<Vec<StoredFragment>, ReadError> {

@@ -16,6 +16,7 @@ use crate::policy::Rules;
 use crate::ring::SLOTS;
 use crate::trace::DecisionMemory;
 use crate::wire::{Fragments, Scan, ScanLimits};
+use crate::worker::compactor;
 use crate::worker::dead_letters::{DeadLetters, LetterSize};
 use crate::worker::disk::AckLevel;
 use crate::worker::export::Destination;
@@ -135,6 +136,7 @@ impl Worker {
         let mut threads = Vec::new();
         let (asking, limits) = limiter::prepare(&rules, clock, &metrics);
         let (refolding, jobs) = refolder::queue();
+        let compaction_jobs = compactor::Jobs::new();
         for (number, mut shard) in shards.into_iter().enumerate() {
             shard.recovered(clock.now());
             let (handle, pair) = shard_thread::spawn(
@@ -142,6 +144,7 @@ impl Worker {
                 shard,
                 Some(asking.clone()),
                 refolding.clone(),
+                compaction_jobs.way(),
                 config.budget.charge(0),
                 clock,
                 volume.clone(),
@@ -150,6 +153,7 @@ impl Worker {
             threads.extend(pair);
             handles.push(handle);
         }
+        threads.push(compaction_jobs.spawn(volume.clone(), config.budget.clone())?);
         threads.push(footers::spawn(volume.clone(), config.ack, clock)?);
         let (limiter, thread) = limits.spawn(handles.clone().into(), clock)?;
         threads.push(thread);
@@ -502,6 +506,17 @@ fn distribute(shards: &mut [Shard], record: crate::log::Recovered) {
             for (shard, share) in shards.iter_mut().zip(shares) {
                 if !share.is_empty() {
                     shard.recover(Recovered::Checkpoint(share));
+                }
+            }
+        }
+        Recovered::Gone { segment, traces } => {
+            let mut shares = vec![Vec::new(); count];
+            for gone in traces {
+                shares[shard_of(gone.trace, count)].push(gone);
+            }
+            for (shard, traces) in shards.iter_mut().zip(shares) {
+                if !traces.is_empty() {
+                    shard.recover(Recovered::Gone { segment, traces });
                 }
             }
         }

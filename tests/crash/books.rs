@@ -162,6 +162,7 @@ impl Books {
                     self.doubled_in_window += 1;
                 } else if self.repeated.remove(&key) {
                     self.doubled_by_repetition += 1;
+                    self.violation(format!("{key:?} was exported again for a repetition"));
                 } else {
                     self.violation(format!("{key:?} was exported twice"));
                 }
@@ -176,6 +177,14 @@ impl Books {
             self.in_window.extend(notes.exported);
         }
         self.verdicts.retain(|_, (_, is_durable)| *is_durable);
+    }
+
+    /// With it went what was promised to survive processes only: all begins anew.
+    pub(crate) fn host_died(&mut self) {
+        self.acknowledged.clear();
+        self.first_acknowledged.clear();
+        self.verdicts.clear();
+        self.in_window.extend(self.delivered.keys());
     }
 
     /// Nothing is on its way any more.

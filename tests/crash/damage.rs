@@ -107,7 +107,7 @@ fn a_log_of_a_newer_version_is_refused_and_left_as_it_is() {
     if bytes.len() < 64 {
         bytes = disk.content(&names[0]).expect("it is there");
     }
-    bytes[8..12].copy_from_slice(&2_u32.to_le_bytes());
+    bytes[8..12].copy_from_slice(&3_u32.to_le_bytes());
     let crc = crc32c::crc32c_append(crc32c::crc32c(&bytes[..20]), &bytes[24..64]);
     bytes[20..24].copy_from_slice(&crc.to_le_bytes());
     let newer = if disk.content(&last).is_some_and(|it| it.len() >= 64) {
@@ -120,7 +120,7 @@ fn a_log_of_a_newer_version_is_refused_and_left_as_it_is() {
     let before = all();
     let refused = start(&plan, &stage, disk, 2, 7, 1, lives.now());
     match refused.err() {
-        Some(error @ StartError::Log(ReadError::Version { found: 2, .. })) => {
+        Some(error @ StartError::Log(ReadError::Version { found: 3, .. })) => {
             assert!(error.to_string().contains("newer"), "{error}");
         }
         other => panic!("{other:?}"),

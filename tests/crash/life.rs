@@ -13,7 +13,8 @@ use tailring::policy::Rules;
 use tailring::wire::{ScanLimits, span_id_of, spans_in};
 use tailring::worker::shard::{ExportTrace, ExportWork};
 use tailring::worker::{
-    OnPressure, RecordPolicy, SimulatedAnswer, SimulatedWorker, WorkerConfig, WorkerMetrics,
+    AckLevel, OnPressure, RecordPolicy, SimulatedAnswer, SimulatedWorker, WorkerConfig,
+    WorkerMetrics,
 };
 
 use crate::books::Books;
@@ -24,11 +25,21 @@ pub(crate) struct Stage {
     metrics: WorkerMetrics,
 }
 
+/// Why an exporter does not get a trace.
+enum Unread {
+    /// Compaction moved it.
+    Moved,
+    /// The disk does not give it.
+    Failed,
+}
+
 /// What became of one run.
 pub(crate) struct Outcome {
     /// Changes on disk until the plan ended or the first crash came.
     pub(crate) changes: u64,
     pub(crate) crashes: u64,
+    /// Segments that went by compaction.
+    pub(crate) compacted: u64,
     pub(crate) books: Books,
 }
 
@@ -55,11 +66,16 @@ impl Stage {
             metrics: WorkerMetrics::register(&mut Default::default()),
         }
     }
+
+    fn compacted(&self) -> u64 {
+        self.metrics.log_segments_compacted.get()
+    }
 }
 
 /// Runs the plan, ends everything at change `dies_at`, goes on with new lives that may end early
 /// as well, and sees that all comes to rest.
 pub(crate) fn run(plan: &Plan, stage: &Stage, dies_at: Option<u64>) -> Outcome {
+    let compacted = stage.compacted();
     let mut lives = Lives::new(plan, stage, dies_at);
     lives.live(&plan.steps);
     let changes = lives.disk.changes();
@@ -70,6 +86,7 @@ pub(crate) fn run(plan: &Plan, stage: &Stage, dies_at: Option<u64>) -> Outcome {
     Outcome {
         changes,
         crashes: lives.crashes,
+        compacted: stage.compacted() - compacted,
         books: lives.books,
     }
 }
@@ -238,6 +255,9 @@ impl<'a> Lives<'a> {
             Step::Wait(time) => self.now = self.now + time,
             Step::Turn(shard) => self.turn(shard % self.shards),
             Step::Write(shard) => self.write(shard % self.shards),
+            Step::Compact => {
+                self.worker.compact();
+            }
             Step::Pull {
                 shard,
                 bytes,
@@ -350,10 +370,11 @@ impl<'a> Lives<'a> {
         }
     }
 
-    /// The spans of a kept trace as they are read back; `None` if the disk does not give them.
-    fn read(&self, export: &ExportTrace) -> Option<BTreeSet<SpanKey>> {
+    /// The spans of a kept trace as they are read back.
+    fn read(&self, export: &ExportTrace) -> Result<BTreeSet<SpanKey>, Unread> {
         let traces = &self.plan.traces;
-        let number = traces.iter().position(|it| *it == export.decision.trace)?;
+        let number = traces.iter().position(|it| *it == export.decision.trace);
+        let number = number.ok_or(Unread::Failed)?;
         let extents: Vec<Extent> = export.fragments.iter().map(|it| it.extent()).collect();
         let mut keys = BTreeSet::new();
         for extent in extents {
@@ -369,10 +390,11 @@ impl<'a> Lives<'a> {
                 }
                 // A host crash can leave a fragment without its header; the exporter leaves it out.
                 Err(tailring::log::ReadError::Damaged { .. }) => {}
-                Err(_) => return None,
+                Err(tailring::log::ReadError::Moved { .. }) => return Err(Unread::Moved),
+                Err(_) => return Err(Unread::Failed),
             }
         }
-        Some(keys)
+        Ok(keys)
     }
 
     fn deliver(&mut self, shard: usize, work: ExportWork, cut: Option<(usize, usize)>) {
@@ -383,11 +405,19 @@ impl<'a> Lives<'a> {
         let mut done = vec![usize::MAX; traces];
         done.push(fragments);
         let (delivered, rest) = work.split(&done);
-        let read: Option<Vec<_>> = delivered.traces.iter().map(|it| self.read(it)).collect();
-        let Some(read) = read else {
-            self.worker.put_back(shard, delivered);
-            self.worker.put_back(shard, rest);
-            return;
+        let read: Result<Vec<_>, Unread> =
+            delivered.traces.iter().map(|it| self.read(it)).collect();
+        let read = match read {
+            Ok(read) => read,
+            Err(unread) => {
+                for work in [delivered, rest] {
+                    match unread {
+                        Unread::Moved => self.worker.offer_again(shard, work),
+                        Unread::Failed => self.worker.put_back(shard, work),
+                    }
+                }
+                return;
+            }
         };
         for (export, spans) in delivered.traces.iter().zip(read) {
             let decision = &export.decision;
@@ -442,6 +472,9 @@ impl<'a> Lives<'a> {
         // may die in a later life.
         if self.plan.host_dies && self.random.random_range(0..3) > 0 {
             self.disk.crash();
+            if self.plan.ack == AckLevel::Written {
+                self.books.host_died();
+            }
         } else {
             self.disk.kill();
         }
@@ -557,10 +590,12 @@ impl<'a> Lives<'a> {
         let mut names = self.disk.list().unwrap_or_default();
         names.retain(|name| !name.ends_with(".spare"));
         let files = names.len();
-        // Open ones, and behind each those full of decisions that are on their way: a decision
-        // takes 56 bytes, and the smallest segments hold three of them.
-        let decisions = 56 * self.plan.traces.len() / self.plan.segment_bytes as usize;
-        if segments > (3 + decisions) * self.shards || files != segments {
+        // Open ones, and those of which half and more is what is remembered: a decision takes 56 bytes, and the hashes
+        // of what was exported 29 and 16 each. The smallest segments hold three of them.
+        let hashes: usize = self.plan.requests.iter().map(|it| it.spans.len()).sum();
+        let remembered = 2 * (56 + 29) * self.plan.traces.len() + 2 * 16 * hashes;
+        let remembered = remembered / self.plan.segment_bytes as usize;
+        if segments > 3 * self.shards + 2 * remembered || files != segments {
             self.books
                 .violation(format!("{segments} segments in {files} files are left"));
         }
@@ -570,13 +605,15 @@ impl<'a> Lives<'a> {
     fn rest(&mut self, seconds: u64) {
         self.now = self.now + Duration::from_secs(seconds);
         for shard in 0..self.shards {
-            self.turn(shard);
-            self.write(shard);
-            while self.worker.refold(shard) {
+            for _ in 0..4 {
                 self.turn(shard);
+                self.write(shard);
+                while self.worker.refold(shard) {
+                    self.turn(shard);
+                }
+                self.worker.compact();
+                self.now = self.now + Duration::from_millis(10);
             }
-            self.turn(shard);
-            self.write(shard);
             while let Some(work) = self.worker.pull(shard, u64::MAX, 100, self.now) {
                 self.deliver(shard, work, None);
             }

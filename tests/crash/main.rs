@@ -31,6 +31,7 @@ struct Tally {
     seeds: u64,
     runs: u64,
     crashes: u64,
+    compacted: u64,
     acknowledged: u64,
     delivered: u64,
     doubled_in_window: u64,
@@ -55,6 +56,7 @@ impl Tally {
         let outcome = run(plan, stage, dies_at);
         self.runs += 1;
         self.crashes += outcome.crashes;
+        self.compacted += outcome.compacted;
         self.acknowledged += outcome.books.acknowledged.len() as u64;
         self.delivered += outcome.books.delivered.len() as u64;
         self.doubled_in_window += outcome.books.doubled_in_window;
@@ -71,6 +73,7 @@ impl Tally {
         self.seeds += other.seeds;
         self.runs += other.runs;
         self.crashes += other.crashes;
+        self.compacted += other.compacted;
         self.acknowledged += other.acknowledged;
         self.delivered += other.delivered;
         self.doubled_in_window += other.doubled_in_window;
@@ -122,7 +125,7 @@ fn what_was_acknowledged_outlives_an_end_at_any_change() {
     let total = total.into_inner().expect("no thread panicked");
     eprintln!(
         "seeds {}-{}: {} violations in {:.1} s\n\
-         {} seeds, {} runs, {} crashes, {} spans acknowledged, {} delivered\n\
+         {} seeds, {} runs, {} crashes, {} segments compacted, {} spans acknowledged, {} delivered\n\
          doubled: {} between the backend's OK and its record, {} repeated by their clients after a restart",
         seeds.start(),
         seeds.end(),
@@ -131,6 +134,7 @@ fn what_was_acknowledged_outlives_an_end_at_any_change() {
         total.seeds,
         total.runs,
         total.crashes,
+        total.compacted,
         total.acknowledged,
         total.delivered,
         total.doubled_in_window,
@@ -141,6 +145,7 @@ fn what_was_acknowledged_outlives_an_end_at_any_change() {
         panic!("{first:#?}");
     }
     assert!(total.crashes > total.seeds && total.delivered > total.seeds);
+    assert!(total.compacted > total.seeds, "compaction is not looked at");
 }
 
 /// The bugs are not in a release build, and neither is the switch.

@@ -21,7 +21,8 @@ pub(crate) type SpanKey = (usize, u64);
 pub(crate) struct Plan {
     pub(crate) seed: u64,
     pub(crate) ack: AckLevel,
-    /// A crash takes the host, with what was not synced; else only the process.
+    /// A crash takes the host, with what was not synced; else only the process. With `--ack written` nothing that
+    /// was acknowledged before is promised then.
     pub(crate) host_dies: bool,
     pub(crate) segment_bytes: u32,
     /// Segments that fit into the log, if it is bounded.
@@ -53,6 +54,8 @@ pub(crate) enum Step {
     Wait(Duration),
     Turn(usize),
     Write(usize),
+    /// The compactor does what it was asked for.
+    Compact,
     Pull {
         shard: usize,
         bytes: u64,
@@ -101,7 +104,7 @@ impl Plan {
             .collect();
         let is_faulty = random.random_range(0..3) == 0;
         let length = random.random_range(60..=180);
-        Self {
+        let mut plan = Self {
             seed,
             ack,
             host_dies: ack == AckLevel::Synced && random.random_range(0..5) > 0,
@@ -115,7 +118,10 @@ impl Plan {
             steps: with_reloads(seed, steps(random, length, is_faulty)),
             keeps_all: false,
             is_told: false,
-        }
+        };
+        // What was acknowledged before is not promised then, but what comes after is.
+        plan.host_dies |= random.random_range(0..5) == 0;
+        plan
     }
 }
 
@@ -129,7 +135,8 @@ pub(crate) fn steps(random: &mut SmallRng, length: usize, is_faulty: bool) -> Ve
             20..25 => Step::Repeat(random.random_range(0..1 << 16)),
             25..33 => Step::Wait(Duration::from_millis(random.random_range(0..1_500))),
             33..53 => Step::Turn(random.random_range(0..6)),
-            53..73 => Step::Write(random.random_range(0..6)),
+            53..70 => Step::Write(random.random_range(0..6)),
+            70..73 => Step::Compact,
             73..83 => Step::Pull {
                 shard: random.random_range(0..6),
                 bytes: random.random_range(1..2_000),

@@ -260,6 +260,7 @@ fn a_dir_that_an_earlier_version_wrote_is_read_and_gone_on_with() {
             Recovered::Verdict(_) => 1,
             Recovered::Exported { .. } => 2,
             Recovered::Checkpoint(_) => 3,
+            Recovered::Gone { .. } => 4,
         }] += 1;
     }
     assert_eq!(kinds, [18, 5, 2, 1]);

@@ -23,9 +23,10 @@ struct Trace {
 
 #[derive(Debug)]
 struct Held {
-    /// `u128` would be aligned to 16 bytes and cost 48 instead of 36.
+    /// `u128` would be aligned to 16 bytes and cost 48 instead of 40.
     hash: [u8; 16],
     segment: SegmentId,
+    offset: u32,
     bytes: u32,
     spans: u32,
     arrival: [u8; 8],
@@ -88,6 +89,7 @@ impl Census {
             } => self.traces.entry(trace).or_default().held.push(Held {
                 hash: hash.0.to_le_bytes(),
                 segment: extent.segment,
+                offset: extent.offset,
                 bytes: extent.len,
                 spans,
                 arrival: arrival.unix_nanos.to_le_bytes(),
@@ -101,6 +103,13 @@ impl Census {
             Recovered::Exported { trace, fragments } => {
                 if let Some(trace) = self.traces.get_mut(&trace) {
                     trace.export(&fragments);
+                }
+            }
+            Recovered::Gone { segment, traces } => {
+                for gone in traces {
+                    if let Some(trace) = self.traces.get_mut(&gone.trace) {
+                        trace.go(segment, &gone.live);
+                    }
                 }
             }
         }
@@ -120,7 +129,7 @@ impl Census {
                 Some(Verdict::Drop) => &mut counts.dropped,
             };
             sum.traces += u64::from(!trace.held.is_empty());
-            for held in &trace.held {
+            for held in trace.youngest() {
                 sum.add(held);
                 if trace.verdict != Some(Verdict::Drop) {
                     *counts.live.entry(held.segment).or_default() += u64::from(held.bytes);
@@ -133,7 +142,8 @@ impl Census {
             if trace.held.is_empty() {
                 let has_been_exported = exported.fragments > 0;
                 counts.exported.traces += u64::from(has_been_exported);
-                counts.remembered += u64::from(!has_been_exported);
+                let is_decided = trace.verdict.is_some();
+                counts.remembered += u64::from(is_decided && !has_been_exported);
             }
         }
         counts
@@ -141,6 +151,30 @@ impl Census {
 }
 
 impl Trace {
+    /// Of a fragment that lies in two places, while it is moved, the younger one holds.
+    fn youngest(&self) -> impl Iterator<Item = &Held> {
+        let held = self.held.iter().enumerate();
+        let last: HashMap<[u8; 16], usize> = held.map(|(place, it)| (it.hash, place)).collect();
+        let held = self.held.iter().enumerate();
+        held.filter_map(move |(place, it)| (last.get(&it.hash) == Some(&place)).then_some(it))
+    }
+
+    /// What says that these are exported or dropped went before they did.
+    fn go(&mut self, segment: SegmentId, live: &[u32]) {
+        if self.verdict == Some(Verdict::Drop) {
+            return;
+        }
+        let is_kept = self.verdict == Some(Verdict::Keep);
+        let exported = &mut self.exported;
+        self.held.retain(|held| {
+            let is_gone = held.segment == segment && !live.contains(&held.offset);
+            if is_gone && is_kept {
+                exported.add(held);
+            }
+            !is_gone
+        });
+    }
+
     fn export(&mut self, fragments: &[FragmentHash]) {
         let exported = &mut self.exported;
         let fragments: HashSet<[u8; 16]> = fragments.iter().map(|it| it.0.to_le_bytes()).collect();

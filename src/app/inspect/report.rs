@@ -46,6 +46,7 @@ pub struct Segment {
     pub verdicts: u64,
     pub exported: u64,
     pub checkpoints: u64,
+    pub gone: u64,
     pub other: u64,
     /// A start reads that instead of the records.
     pub has_footer: bool,
@@ -187,6 +188,7 @@ impl Inspection {
                 "verdicts",
                 "exported",
                 "checkpoints",
+                "gone",
                 "other",
                 "footer",
                 "faults",
@@ -202,6 +204,7 @@ impl Inspection {
                 it.verdicts,
                 it.exported,
                 it.checkpoints,
+                it.gone,
                 it.other,
             ];
             let faults = it.damaged + u64::from(it.torn_tail.is_some());
@@ -261,6 +264,7 @@ impl Segment {
             verdicts: records.verdicts,
             exported: records.exported,
             checkpoints: records.checkpoints,
+            gone: records.gone,
             other: records.other,
             has_footer: facts.has_footer,
             torn_tail: facts.torn_tail.map(|tail| TornTail {

@@ -1,11 +1,15 @@
 //! Handing records to the disk in batches, and undoing what did not arrive.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
 
 use super::{RETRY_UNLINK_AFTER, RETRY_WRITE_AFTER, RETRY_WRITE_AFTER_MOST, Shard, Unwritten};
-use crate::log::{DiskOp, PlantedBug};
+use crate::log::{DiskOp, Frames, PlantedBug};
 use crate::model::{Extent, Moment, SegmentId, TraceId};
 use crate::trace::Stage;
+
+/// A segment of which too much is remembered is looked at again so much later.
+const WEIGH_AFTER: Duration = Duration::from_millis(500);
 
 impl Shard {
     pub(super) fn note_unwritten(&mut self, record: Unwritten) {
@@ -30,7 +34,7 @@ impl Shard {
                 .drain(..)
                 .map(|segment| DiskOp::Unlink { segment }),
         );
-        if PlantedBug::UnlinkBeforeCheckpoint.is_planted() {
+        if PlantedBug::UnlinkBeforeCheckpoint.is_planted() || self.is_freed_before_copies() {
             ops.sort_by_key(|op| !matches!(op, DiskOp::Unlink { .. }));
         }
         if ops.is_empty() {
@@ -41,6 +45,14 @@ impl Shard {
         let batch = self.batch;
         self.batch += 1;
         Some((batch, ops))
+    }
+
+    /// What [`PlantedBug::CopyNotAwaited`] does to a batch with copies in it.
+    fn is_freed_before_copies(&self) -> bool {
+        let mut filling = self.unwritten.iter().filter(|(it, _)| *it == self.batch);
+        let is_copy = |it: &Unwritten| matches!(it, Unwritten::Copy(_));
+        PlantedBug::CopyNotAwaited.is_planted()
+            && filling.any(|(_, records)| records.iter().any(is_copy))
     }
 
     pub fn recycle(&mut self, buffer: Vec<u8>) {
@@ -85,11 +97,15 @@ impl Shard {
         self.failures = self.failures.saturating_add(1);
         self.freed.clear();
         let mut fragments = Vec::new();
+        let mut copies = BTreeSet::new();
         for (number, records) in std::mem::take(&mut self.unwritten) {
             debug_assert!(number >= batch, "batches are confirmed in order");
             for record in records {
                 match record {
                     Unwritten::Fragment { .. } => fragments.push(record),
+                    Unwritten::Copy(extent) => {
+                        copies.insert(extent);
+                    }
                     Unwritten::Unlink(segment) => self.space.keep([segment]),
                     _ if PlantedBug::FailedRecordsForgotten.is_planted() => {}
                     record => self.backlog.push(record),
@@ -97,6 +113,7 @@ impl Shard {
             }
         }
         self.forget_fragments(&fragments);
+        self.copies_failed(&copies);
         // Verdicts go into a later batch than their exports were told to wait for.
         self.batch += 1;
         let last = self.last_unwritten_batch();
@@ -138,7 +155,7 @@ impl Shard {
             };
             self.space.release([extent]);
             let Some(entry) = self.index.get_mut(trace) else {
-                dropped.push((trace, extent.segment));
+                dropped.push((trace, extent));
                 continue;
             };
             let had = entry.fragments().len();
@@ -169,12 +186,13 @@ impl Shard {
             .enumerate()
             .map(|(place, retained)| (retained.trace, place))
             .collect();
-        for (trace, lost_in) in dropped {
+        for (trace, lost) in dropped {
             let retained = places.get(&trace).and_then(|at| self.retained.get_mut(*at));
             let counts = retained.into_iter().flat_map(|it| it.fragments.iter_mut());
             for (segment, count) in counts {
-                if *segment == lost_in {
-                    *count = count.saturating_sub(1);
+                if *segment == lost.segment {
+                    count.count = count.count.saturating_sub(1);
+                    count.bytes = count.bytes.saturating_sub(u64::from(lost.len));
                 }
             }
         }
@@ -194,40 +212,45 @@ impl Shard {
                 }
                 // Behind the checkpoints that it stands for.
                 Unwritten::CarriedOver => {}
-                Unwritten::Fragment { .. } | Unwritten::Unlink(_) => continue,
+                Unwritten::Gone(segment, gone) => {
+                    self.writer.gone(*segment, gone);
+                }
+                Unwritten::Fragment { .. } | Unwritten::Copy(_) | Unwritten::Unlink(_) => continue,
+            }
+            // What all these are about is too much to find out again.
+            if let Some(segment) = self.writer.segment() {
+                self.compaction.coverage.unlist(segment);
             }
             self.note_unwritten(record);
         }
     }
 
-    pub(super) fn release(&self, segments: &[(SegmentId, u32)]) {
-        // Which frame of a segment it was is of no matter: live frames are counted.
-        self.space
-            .release(segments.iter().flat_map(|&(segment, fragments)| {
-                std::iter::repeat_n(
-                    Extent {
-                        segment,
-                        offset: 0,
-                        len: 0,
-                    },
-                    fragments as usize,
-                )
-            }));
+    pub(super) fn release(&self, fragments: &[(SegmentId, Frames)]) {
+        self.space.release_frames(fragments.iter().copied());
     }
 
     /// Nothing is freed before what failed is written: each segment that an attempt left behind
     /// would carry its decisions forward into the next attempt, beside the backlog.
     pub(super) fn free_segments(&mut self, now: Moment) {
-        if self.failures > 0 || now < self.free_after {
+        if self.failures > 0 || now < self.free_after || now < self.compaction.weigh_after {
             return;
         }
-        for segment in self.space.take_freed(self.number) {
-            let (decisions, ranges) = self.decisions.carry_forward(segment);
-            if !decisions.is_empty() && !PlantedBug::CheckpointForgotten.is_planted() {
-                let extent = self.writer.checkpoint(&decisions);
-                self.decisions.carried(ranges, extent.segment);
-                self.note_unwritten(Unwritten::Checkpoint(decisions));
-            }
+        let mut is_refused = false;
+        let is_tight = self.space.is_tight();
+        let freed = self.space.take_freed_if(self.number, |segment| {
+            let is_worth_it = self.is_worth_going(segment, is_tight);
+            is_refused |= !is_worth_it;
+            is_worth_it
+        });
+        if is_refused {
+            self.compaction.weigh_after = now + WEIGH_AFTER;
+        }
+        for segment in freed {
+            self.carry(segment, &mut BTreeSet::new());
+            let is_emptied = self.compaction.passed == Some(segment);
+            self.metrics
+                .log_segments_compacted
+                .inc_by(u64::from(is_emptied));
             self.freed.push(segment);
             self.note_unwritten(Unwritten::Unlink(segment));
         }

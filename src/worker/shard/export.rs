@@ -98,14 +98,11 @@ impl Shard {
             let trace = export.decision.trace;
             let hashes: Vec<FragmentHash> =
                 export.fragments.iter().map(FragmentRef::hash).collect();
-            self.writer.exported(trace, &hashes);
+            let before = self.writer.segment();
+            let recorded_in = self.writer.exported(trace, &hashes).segment;
             self.decisions
-                .note_exported(trace, hashes.iter().copied(), now);
+                .note_exported(trace, hashes.iter().copied(), recorded_in, now);
             self.note_unwritten(Unwritten::Exported(trace, hashes));
-            self.release(&by_segment(&export.fragments));
-            if PlantedBug::ReleasedTwice.is_planted() {
-                self.release(&by_segment(&export.fragments));
-            }
             let Some(entry) = self.index.get_mut(trace) else {
                 continue;
             };
@@ -121,6 +118,17 @@ impl Shard {
             };
             let is_done = entry.fragments().is_empty();
             self.index.uncount_fragments(taken.len());
+            // Where they lie now: they may have been moved since they were handed out.
+            let places = by_segment(&taken);
+            self.release(&places);
+            if PlantedBug::ReleasedTwice.is_planted() {
+                self.release(&places);
+            }
+            self.note_covered(recorded_in, trace, &places);
+            if let Some(before) = before {
+                // A long list begins there.
+                self.note_covered(before, trace, &places);
+            }
             if is_done {
                 self.index.remove(trace);
             } else {
@@ -143,6 +151,20 @@ impl Shard {
                 };
                 self.put_back
                     .push_back((now + PUT_BACK_FOR, export.decision.trace));
+            }
+        }
+    }
+
+    /// This work was not found where it was: compaction moved it while an exporter had it.
+    pub fn offer_again(&mut self, work: ExportWork) {
+        for export in work.traces {
+            let trace = export.decision.trace;
+            if let Some(entry) = self.index.get_mut(trace) {
+                entry.stage = Stage::Kept {
+                    exporting: 0,
+                    queued: false,
+                };
+                self.queue_export(trace);
             }
         }
     }

@@ -166,6 +166,10 @@ impl Shard {
         let extent = self.writer.verdict(&decision);
         self.note_unwritten(Unwritten::Verdict(decision));
         self.remember(decision, extent.segment);
+        if let Some(entry) = self.index.get(trace) {
+            let fragments = by_segment(entry.fragments());
+            self.note_covered(extent.segment, trace, &fragments);
+        }
         self.apply(decision, now);
     }
 

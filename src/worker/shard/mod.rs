@@ -9,6 +9,8 @@
 //! `shard_thread` runs it.
 
 mod batch;
+mod carry;
+mod compaction;
 mod export;
 mod judge;
 mod pressure;
@@ -17,6 +19,7 @@ mod refold;
 #[cfg(test)]
 mod tests;
 
+pub use compaction::{CompactionAnswer, CompactionFound, CompactionJob, CompactionStep};
 pub use judge::Ask;
 pub use refold::{RefoldTrace, RefoldWork};
 
@@ -24,12 +27,13 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::log::{PlantedBug, Space, Writer};
+use crate::log::{Frames, GoneTrace, PlantedBug, Space, Writer};
 use crate::model::{Decision, Extent, FragmentHash, Moment, SegmentId, TraceId, Verdict};
 use crate::policy::{Folding, Rules, Strategy};
 use crate::trace::{Deadlines, DecideReason, DecisionMemory, Decisions, FragmentRef, Index, Stage};
 use crate::worker::ingest::Incoming;
 use crate::worker::metrics::{PolicyCounters, SpanFate, WorkerMetrics};
+use crate::worker::shard::compaction::Compaction;
 
 /// What a shard is told once.
 #[derive(Debug, Clone)]
@@ -125,6 +129,7 @@ pub struct Shard {
     index: Index,
     deadlines: Deadlines,
     decisions: Decisions,
+    compaction: Compaction,
     /// Dropped traces whose bytes are still young, oldest first.
     retained: VecDeque<Retained>,
     /// Kept traces in the order of their verdicts, each with the batch that must be on disk before
@@ -187,8 +192,7 @@ struct Retained {
     /// what is left of the trace.
     batch: u64,
     trace: TraceId,
-    /// How many fragments lie in which segment.
-    fragments: Box<[(SegmentId, u32)]>,
+    fragments: Box<[(SegmentId, Frames)]>,
 }
 
 /// What is on its way to disk: what to undo, or to write again, should it not arrive.
@@ -203,6 +207,9 @@ enum Unwritten {
     Verdict(Decision),
     Exported(TraceId, Vec<FragmentHash>),
     Checkpoint(Vec<Decision>),
+    Gone(SegmentId, Vec<GoneTrace>),
+    /// Of a fragment that lies elsewhere, too.
+    Copy(Extent),
     /// All that is needed of earlier lives was written before it. Has no bytes of its own.
     CarriedOver,
     /// Not before everything that was pending with it.
@@ -220,7 +227,7 @@ const RETRY_UNLINK_AFTER: Duration = Duration::from_secs(1);
 /// misconfigured gets well, and nothing that was acknowledged is thrown away before.
 const PUT_BACK_FOR: Duration = Duration::from_secs(60);
 /// A dropped trace lies in one or two segments: what the allocator takes for the list.
-const RETAINED_SEGMENTS_BYTES: usize = 16;
+const RETAINED_SEGMENTS_BYTES: usize = 24;
 /// Remembered decisions are looked through for age so often.
 const EXPIRE_EVERY: Duration = Duration::from_millis(500);
 
@@ -236,6 +243,7 @@ impl Shard {
         Self {
             number,
             decisions: Decisions::new(config.decision_memory),
+            compaction: Compaction::new(config.index_bytes_max),
             config,
             writer,
             space,
@@ -399,6 +407,10 @@ impl Shard {
         self.index.count_fragment();
         if !undecided {
             self.queue_export(trace);
+            let decision = self.index.get(trace).and_then(|it| it.decision.as_deref());
+            if let Some(decision) = decision.copied() {
+                self.write_verdict_beside(&decision, std::iter::once(extent.segment));
+            }
             return;
         }
         self.index.count_spans(fragment.spans);
@@ -441,6 +453,7 @@ impl Shard {
         if self.next_expiry <= now {
             self.next_expiry = now + EXPIRE_EVERY;
             self.decisions.expire(now);
+            self.forget_gone_segments();
             self.index.shrink();
             shrink(&mut self.retained);
             self.deadlines.shrink();
@@ -474,7 +487,8 @@ impl Shard {
         let retained = self.retained.front().filter(is_written);
         let retained = retained.map(|dropped| dropped.until);
         let put_back = self.put_back.front().map(|(at, _)| *at);
-        [deadline, retained, put_back, self.refuse_until]
+        let compaction = self.compaction.next_wakeup();
+        [deadline, retained, put_back, self.refuse_until, compaction]
             .into_iter()
             .flatten()
             .min()
@@ -496,6 +510,7 @@ impl Shard {
             + self.retained.capacity() * size_of::<Retained>()
             + self.retained.len() * RETAINED_SEGMENTS_BYTES
             + self.refold.bytes()
+            + self.compaction.bytes()
     }
 
     /// All that this shard holds, roughly.
@@ -540,14 +555,16 @@ fn shrink<T>(queue: &mut VecDeque<T>) {
 }
 
 /// How many fragments lie in which segment. A trace lies in one or two.
-fn by_segment(fragments: &[FragmentRef]) -> Box<[(SegmentId, u32)]> {
-    let mut counts: Vec<(SegmentId, u32)> = Vec::with_capacity(2);
+fn by_segment(fragments: &[FragmentRef]) -> Box<[(SegmentId, Frames)]> {
+    let mut counts: Vec<(SegmentId, Frames)> = Vec::with_capacity(2);
     for fragment in fragments {
-        let segment = fragment.extent().segment;
-        match counts.iter_mut().find(|(held, _)| *held == segment) {
-            Some((_, count)) => *count += 1,
-            None => counts.push((segment, 1)),
-        }
+        let extent = fragment.extent();
+        let place = counts.iter().rposition(|(held, _)| *held == extent.segment);
+        let place = place.unwrap_or_else(|| {
+            counts.push((extent.segment, Frames::default()));
+            counts.len() - 1
+        });
+        counts[place].1.add(extent);
     }
     counts.into_boxed_slice()
 }

@@ -1,9 +1,9 @@
 //! Taking over what earlier lives left in the log.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use super::{Retained, Shard, Unwritten, by_segment};
-use crate::log::{PlantedBug, Recovered, StoredFragment};
+use crate::log::{GoneTrace, PlantedBug, Recovered, StoredFragment};
 use crate::model::{Decision, Extent, FragmentHash, Moment, SegmentId, TraceId, Verdict};
 use crate::policy::Strategy;
 use crate::trace::{FragmentRef, Stage, TraceEntry};
@@ -37,15 +37,28 @@ impl Shard {
                         queued: false,
                     },
                     Some(Verdict::Drop) => {
-                        self.release(&[(extent.segment, 1)]);
+                        self.space.release([extent]);
                         return;
                     }
                     None => Stage::Undecided,
                 };
-                if self.index.get(trace).is_some_and(|held| held.holds(hash)) {
-                    // A batch failed behind its first writes, and the client brought the fragment again.
-                    // Two copies could be exported in two messages.
-                    self.release(&[(extent.segment, 1)]);
+                let remembered = self.decisions.get(trace);
+                if remembered.is_some_and(|it| it.exported(hash)) {
+                    // A client brought it again when that was forgotten.
+                    self.space.release([extent]);
+                    return;
+                }
+                let held = self.index.get_mut(trace);
+                if let Some((older, entry)) = held.and_then(|it| Some((it.place_of(hash)?, it))) {
+                    // Compaction was moving it. Or a batch failed behind its first writes, and the client
+                    // brought the fragment again. Two copies could be exported in two messages; of the older
+                    // one's segment what says that it is settled may follow (GONE).
+                    if PlantedBug::OlderCopyHeld.is_planted() {
+                        self.space.release([extent]);
+                    } else {
+                        entry.relocate(|it| (it == older).then_some(extent));
+                        self.space.release([older]);
+                    }
                     return;
                 }
                 let (entry, _) = self.index.begin(trace, arrival, stage, &self.rules);
@@ -54,11 +67,13 @@ impl Shard {
                     entry.decision = decision.map(Box::new);
                 }
                 entry.push(FragmentRef::new(hash, extent));
+                // What was moved comes behind what arrived after it.
+                entry.first_seen = entry.first_seen.min(arrival);
                 entry.last_seen = entry.last_seen.max(arrival);
                 entry.spans += spans;
                 entry.span_bytes += u64::from(span_bytes);
-                if has_root && entry.root_seen.is_none() {
-                    entry.root_seen = Some(arrival);
+                if has_root {
+                    entry.root_seen = Some(entry.root_seen.map_or(arrival, |it| it.min(arrival)));
                 }
                 let undecided = entry.stage == Stage::Undecided;
                 self.index.count_fragment();
@@ -73,12 +88,10 @@ impl Shard {
                 }
             }
             Recovered::Exported { trace, fragments } => {
-                let exported_at = self
-                    .decisions
-                    .get(trace)
-                    .map_or(Moment::ZERO, |held| held.decision.decided_at);
+                // Until when they are remembered is set in the end (`recovered`).
+                let hashes = fragments.iter().copied();
                 self.decisions
-                    .note_exported(trace, fragments.iter().copied(), exported_at);
+                    .note_exported(trace, hashes, SegmentId(0), Moment::ZERO);
                 let Some(entry) = self.index.get_mut(trace) else {
                     return;
                 };
@@ -92,7 +105,29 @@ impl Shard {
                 }
                 self.release(&by_segment(&taken));
             }
+            Recovered::Gone { segment, traces } => {
+                for gone in traces {
+                    self.recover_gone(segment, &gone);
+                }
+            }
         }
+    }
+
+    fn recover_gone(&mut self, segment: SegmentId, gone: &GoneTrace) {
+        let Some(entry) = self.index.get_mut(gone.trace) else {
+            return;
+        };
+        let live: HashSet<u32> = gone.live.iter().copied().collect();
+        let taken = entry.take(|held| {
+            let extent = held.extent();
+            extent.segment == segment && !live.contains(&extent.offset)
+        });
+        let is_empty = entry.fragments().is_empty();
+        self.index.uncount_fragments(taken.len());
+        if is_empty {
+            self.index.remove(gone.trace);
+        }
+        self.release(&by_segment(&taken));
     }
 
     fn recover_decision(&mut self, decision: Decision) {
@@ -159,7 +194,7 @@ impl Shard {
         if is_empty {
             self.index.remove(trace);
         }
-        self.release(&[(extent.segment, 1)]);
+        self.space.release([extent]);
     }
 
     /// One of them, read back.
@@ -177,10 +212,26 @@ impl Shard {
         }
     }
 
+    /// Verdicts on kept traces are remembered for a while, and traces may wait longer for their backend.
+    fn record_kept_again(&mut self) {
+        let kept = self.index.traces().filter_map(|(trace, entry)| {
+            let decision = entry.decision.as_deref()?;
+            self.decisions.get(trace).is_none().then_some(*decision)
+        });
+        let mut kept: Vec<Decision> = kept.collect();
+        kept.sort_unstable_by_key(|decision| (decision.decided_at, decision.trace));
+        for some in kept.chunks(CHECKPOINT_DECISIONS) {
+            let extent = self.writer.checkpoint(some);
+            self.compaction.coverage.unlist(extent.segment);
+            self.note_unwritten(Unwritten::Checkpoint(some.to_vec()));
+        }
+    }
+
     /// All records of earlier lives are in and folded: sets deadlines and queues, and writes the decisions
     /// into this life's log, so that no segment of an earlier life is needed for them.
     pub fn recovered(&mut self, now: Moment) {
         let _ = self.decisions.carry_forward(SegmentId(0));
+        self.decisions.begin_life(now);
         self.decisions.expire(now);
         self.retained
             .make_contiguous()
@@ -191,13 +242,17 @@ impl Shard {
             let extent = self.writer.checkpoint(some);
             self.decisions
                 .recorded_again(place..place + some.len(), extent.segment);
+            // What it is about is too much to find out: it goes in its order.
+            self.compaction.coverage.unlist(extent.segment);
             place += some.len();
             self.note_unwritten(Unwritten::Checkpoint(some.to_vec()));
         }
-        if place > 0 {
-            self.note_unwritten(Unwritten::CarriedOver);
-        } else {
+        self.record_kept_again();
+        self.carry_exports(SegmentId(0), &mut BTreeSet::new());
+        if self.unwritten.is_empty() {
             self.space.carried_over(self.number);
+        } else {
+            self.note_unwritten(Unwritten::CarriedOver);
         }
         let mut undecided: Vec<(Moment, TraceId)> = Vec::new();
         let mut kept: Vec<(Moment, TraceId)> = Vec::new();

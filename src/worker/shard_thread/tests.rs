@@ -160,6 +160,7 @@ fn start(disk: GatedDisk, decision_wait: Duration) -> (ShardHandle, [JoinHandle<
         shard,
         None,
         refolding,
+        crate::worker::compactor::Jobs::new().way(),
         memory,
         clock,
         volume,

@@ -1,0 +1,135 @@
+//! What a segment says of others, and what is remembered of it, when it goes: which of that is needed still is
+//! appended anew, before.
+
+use std::collections::BTreeSet;
+
+use super::{Shard, Unwritten};
+use crate::log::{Frames, GoneTrace, PlantedBug};
+use crate::model::{Decision, SegmentId, TraceId};
+
+impl Shard {
+    /// A verdict that is forgotten is found again in the log as long as fragments of its trace are: it lies in
+    /// their segment, or in one that says so of them.
+    pub(super) fn write_verdict_beside(
+        &mut self,
+        decision: &Decision,
+        fragments_in: impl Iterator<Item = SegmentId>,
+    ) -> Option<SegmentId> {
+        if PlantedBug::KeptVerdictLeftBehind.is_planted() {
+            return None;
+        }
+        let extent = self.writer.verdict(decision);
+        self.note_unwritten(Unwritten::Verdict(*decision));
+        let segments: BTreeSet<SegmentId> = fragments_in.collect();
+        for segment in segments {
+            let coverage = &mut self.compaction.coverage;
+            coverage.add(extent.segment, segment, decision.trace);
+        }
+        Some(extent.segment)
+    }
+
+    /// A record in one segment is about these fragments of a trace.
+    pub(super) fn note_covered(
+        &mut self,
+        recorded_in: SegmentId,
+        trace: TraceId,
+        fragments: &[(SegmentId, Frames)],
+    ) {
+        for (segment, _) in fragments {
+            self.compaction.coverage.add(recorded_in, *segment, trace);
+        }
+    }
+
+    /// A segment is about to go: what only it says and what is still needed is appended anew.
+    pub(super) fn carry(&mut self, segment: SegmentId, touched: &mut BTreeSet<SegmentId>) {
+        let (decisions, ranges) = self.decisions.carry_forward(segment);
+        if !decisions.is_empty() && !PlantedBug::CheckpointForgotten.is_planted() {
+            let extent = self.writer.checkpoint(&decisions);
+            self.decisions.carried(ranges, extent.segment);
+            self.note_unwritten(Unwritten::Checkpoint(decisions));
+            touched.insert(extent.segment);
+        }
+        self.carry_exports(segment, touched);
+        for (covered, mut traces) in self.compaction.coverage.take(segment) {
+            if !self.space.is_there(covered) || PlantedBug::TombstoneLeftBehind.is_planted() {
+                continue;
+            }
+            traces.sort_unstable();
+            traces.dedup();
+            let mut kept = Vec::new();
+            let mut gone = Vec::with_capacity(traces.len());
+            for trace in traces {
+                let live = self.live_in(trace, covered);
+                if let Some(entry) = self.index.get(trace).filter(|_| !live.is_empty()) {
+                    kept.extend(entry.decision.as_deref().copied());
+                }
+                gone.push(GoneTrace { trace, live });
+            }
+            if !kept.is_empty() {
+                // What it covers is noted with the GONE behind it, which lies there or in a younger one.
+                let extent = self.writer.checkpoint(&kept);
+                touched.insert(extent.segment);
+                for decision in &kept {
+                    let coverage = &mut self.compaction.coverage;
+                    coverage.add(extent.segment, covered, decision.trace);
+                }
+                self.note_unwritten(Unwritten::Checkpoint(kept));
+            }
+            self.write_gone(covered, gone, touched);
+        }
+        if !touched.is_empty() {
+            touched.extend(self.writer.segment());
+        }
+    }
+
+    /// Not if half a segment would be written anew for what is remembered: if that is more than a segment holds,
+    /// it would go round for ever. It is forgotten in minutes. For a log that is tight a tenth is worth it.
+    pub(super) fn is_worth_going(&self, segment: SegmentId, is_tight: bool) -> bool {
+        let bytes = u64::from(self.space.config().segment_bytes);
+        let most = if is_tight { bytes / 10 * 9 } else { bytes / 2 };
+        self.decisions.carried_bytes(segment) <= most
+    }
+
+    /// What is remembered as exported outlives the record of it: a client may repeat its request after a restart.
+    pub(super) fn carry_exports(&mut self, from: SegmentId, touched: &mut BTreeSet<SegmentId>) {
+        if PlantedBug::ExportsForgotten.is_planted() {
+            return;
+        }
+        let mut first = None;
+        for (trace, hashes) in self.decisions.exports_in(from) {
+            let before = self.writer.segment();
+            let extent = self.writer.exported(trace, &hashes);
+            // They may lie in several; they are carried forward again when the first of those goes.
+            first = first.or(before).or(Some(extent.segment));
+            touched.insert(extent.segment);
+            self.note_unwritten(Unwritten::Exported(trace, hashes));
+        }
+        if let Some(first) = first {
+            self.decisions.exports_carried(from, first);
+        }
+    }
+
+    pub(super) fn write_gone(
+        &mut self,
+        segment: SegmentId,
+        gone: Vec<GoneTrace>,
+        touched: &mut BTreeSet<SegmentId>,
+    ) {
+        let mut rest = &gone[..];
+        for (extent, traces) in self.writer.gone(segment, &gone) {
+            let (some, later) = rest.split_at(traces.min(rest.len()));
+            rest = later;
+            touched.insert(extent.segment);
+            for it in some {
+                let coverage = &mut self.compaction.coverage;
+                coverage.add(extent.segment, segment, it.trace);
+            }
+        }
+        self.note_unwritten(Unwritten::Gone(segment, gone));
+    }
+
+    pub(super) fn live_in(&self, trace: TraceId, segment: SegmentId) -> Vec<u32> {
+        let entry = self.index.get(trace);
+        entry.map_or(Vec::new(), |entry| entry.live_in(segment))
+    }
+}
