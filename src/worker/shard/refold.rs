@@ -399,7 +399,7 @@ impl Shard {
         // What came after its deadline does not hold up its verdict: it might come for ever.
         let was_due = self.refold.due.get(&trace);
         let has_seen_enough = was_due.is_some_and(|had| progress.folded >= *had);
-        if !is_whole && !(fits && has_seen_enough && self.deciding) {
+        if !(is_whole || fits && has_seen_enough && self.deciding) {
             self.go_on_later(trace, progress, is_cut);
             return;
         }
