@@ -16,6 +16,7 @@ pub mod ledger;
 pub mod load;
 pub mod log_rate;
 mod otlp;
+mod peers;
 mod policy_watch;
 pub mod process_metrics;
 mod router;

@@ -61,7 +61,8 @@ enum Control {
     Exported(ExportWork),
     PutBack(ExportWork),
     OfferAgain(ExportWork),
-    Deciding(bool),
+    /// Verdicts may be given until then.
+    Deciding(Option<Moment>),
     /// From the limits of rules of this version.
     Limited(u64, Vec<(TraceId, LimitAnswers)>),
     AskAgain(TraceId),
@@ -139,8 +140,10 @@ impl ShardHandle {
         self.control.send(Control::OfferAgain(work)).ok();
     }
 
-    pub(crate) fn set_deciding(&self, deciding: bool) {
-        self.control.send(Control::Deciding(deciding)).ok();
+    /// Verdicts may be given until then, if nothing else is heard: a process that was stopped must not judge by
+    /// what it knew before.
+    pub(crate) fn set_deciding(&self, until: Option<Moment>) {
+        self.control.send(Control::Deciding(until)).ok();
     }
 
     /// What the limits of these rules said to traces that asked.
@@ -261,6 +264,7 @@ pub(crate) fn prepare(
         exports_stopped: false,
         stop: None,
         last_try: false,
+        deciding_until: None,
         beat: beat.clone(),
         memory,
     };
@@ -320,6 +324,7 @@ pub(crate) struct Running {
     stop: Option<oneshot::Sender<()>>,
     /// A failed write may be tried once more before the stop.
     last_try: bool,
+    deciding_until: Option<Moment>,
     beat: Arc<AtomicU64>,
     /// What the shard holds of the worker's memory.
     memory: Permit,
@@ -367,6 +372,10 @@ impl Running {
     /// Takes in what has come, and hands out what came of it. Never waits.
     pub(crate) fn turn(&mut self, first: First, now: Moment) {
         self.now = now;
+        if self.deciding_until.is_some_and(|until| now > until) {
+            self.deciding_until = None;
+            self.shard.set_deciding(false);
+        }
         if let Some(done) = first.done {
             self.batch_done(done);
         }
@@ -477,7 +486,11 @@ impl Running {
             Control::Exported(work) => self.shard.exported(work, now),
             Control::PutBack(work) => self.shard.put_back(work, now),
             Control::OfferAgain(work) => self.shard.offer_again(work),
-            Control::Deciding(deciding) => self.shard.set_deciding(deciding),
+            Control::Deciding(until) => {
+                self.deciding_until = until;
+                self.shard
+                    .set_deciding(until.is_some_and(|until| now <= until));
+            }
             Control::Limited(version, answers) if version == self.shard.rules_version() => {
                 for (trace, answers) in answers {
                     self.shard.answered(trace, &answers, now);

@@ -94,7 +94,7 @@ impl<D: Disk> SimulatedWorker<D> {
                 memory,
                 now,
             );
-            handle.set_deciding(true);
+            handle.set_deciding(Some(Moment::NEVER));
             SimulatedShard {
                 handle,
                 running,

@@ -116,6 +116,7 @@ async fn shutdown_lets_requests_finish() {
         let mut stream = TcpStream::connect(running.address).await.unwrap();
         let mut client = running.client().await;
         let call = match protocol {
+            Protocol::Peer => unreachable!("these are the OTLP listeners"),
             Protocol::Grpc => {
                 tokio::spawn(async move { client.export(request(1000)).await.map(drop).unwrap() })
             }

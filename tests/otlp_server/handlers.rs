@@ -9,6 +9,7 @@ async fn a_panic_costs_one_request() {
         running.tier.answer(Answer::Panic);
         let mut client = running.client().await;
         match protocol {
+            Protocol::Peer => unreachable!("these are the OTLP listeners"),
             Protocol::Grpc => {
                 let status = client.export(request(10_000)).await.unwrap_err();
                 assert_eq!(status.code(), Code::Internal);

@@ -11,6 +11,7 @@ async fn without_room_clients_are_asked_to_come_back_and_others_are_served_after
         running.tier.answer(Answer::Wait);
         let mut client = running.client().await;
         let held = match protocol {
+            Protocol::Peer => unreachable!("these are the OTLP listeners"),
             Protocol::Grpc => {
                 let big = big.clone();
                 tokio::spawn(async move { drop(client.export(big).await.unwrap()) })
@@ -38,6 +39,7 @@ async fn without_room_clients_are_asked_to_come_back_and_others_are_served_after
         assert!(running.budget.taken_bytes() >= bytes);
         running.tier.answer(Answer::Accept(Accepted::default()));
         match protocol {
+            Protocol::Peer => unreachable!("these are the OTLP listeners"),
             Protocol::Grpc => {
                 let status = running
                     .client()
@@ -122,6 +124,7 @@ async fn requests_of_few_bytes_are_bounded_too_and_health_checks_are_not_asked_t
             let mut client = running.client().await;
             held.push(tokio::spawn(async move {
                 match protocol {
+                    Protocol::Peer => unreachable!("these are the OTLP listeners"),
                     Protocol::Grpc => drop(client.export(request(1)).await.unwrap()),
                     Protocol::Http => {
                         let body = request(1).encode_to_vec();
@@ -146,6 +149,7 @@ async fn requests_of_few_bytes_are_bounded_too_and_health_checks_are_not_asked_t
         running.tier.answer(Answer::Accept(Accepted::default()));
         let body = request(8 * 1024).encode_to_vec();
         match protocol {
+            Protocol::Peer => unreachable!("these are the OTLP listeners"),
             Protocol::Grpc => {
                 let refused = running.client().await.export(request(8 * 1024)).await;
                 let status = refused.unwrap_err();

@@ -51,6 +51,7 @@ async fn serve(live: Vec<LiveCheck>, ready: Vec<ReadyCheck>) -> (SocketAddr, Adm
         live,
         ready: ready.into(),
         notes: Vec::new(),
+        roster: None,
     });
     (address, pages)
 }
@@ -74,6 +75,7 @@ async fn a_process_that_is_starting_is_alive_and_not_ready() {
         live: vec![],
         ready: Arc::new([]),
         notes: Vec::new(),
+        roster: None,
     });
     assert_eq!(ask(address, "GET /readyz").await.status, 200);
     assert_eq!(ask(address, "GET /metrics").await.status, 200);
