@@ -269,7 +269,13 @@ impl Lane {
         let bytes = batch.parts.iter().map(|part| part.message.len()).sum();
         let timeout = self.surroundings.config.attempt_timeout_for(bytes);
         let metadata = self.metadata(&batch.route);
-        Answer::of(self.client.export(batch.pieces(), &metadata, timeout).await)
+        let result = self.client.export(batch.pieces(), &metadata, timeout).await;
+        if let Ok(response) = &result
+            && let Some(theirs) = response.view
+        {
+            self.surroundings.view.compare(theirs);
+        }
+        Answer::of(result)
     }
 
     /// Asks whether the worker is back, with a request that carries nothing.

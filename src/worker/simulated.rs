@@ -122,7 +122,7 @@ impl<D: Disk> SimulatedWorker<D> {
             shard.recovered(now);
             let (handle, running, disk) =
                 shard_thread::prepare(number as u16, shard, None, config.budget.charge(0), now);
-            handle.set_deciding(true);
+            handle.set_deciding(Some(Moment::NEVER));
             SimulatedShard {
                 handle,
                 running,

@@ -132,7 +132,8 @@ pub trait PeerService: Send + Sync + 'static {
     /// Sent with every response.
     fn fingerprint(&self) -> Fingerprint;
 
-    /// Whether to believe that a caller is who it says it is; asked before each of the methods below.
+    /// Whether to believe that a caller is who it says it is; asked before each of the methods below but `hello`,
+    /// which tells itself.
     fn admit(&self, caller: &Caller) -> Result<(), Refusal>;
 
     /// `seen_at`: where the caller's connection comes from.

@@ -113,7 +113,10 @@ async fn serve<S: PeerService>(
         .map_err(|detail| Refusal::new(RefusalReason::InvalidRequest, detail))?;
     let service = &shared.ingest.0;
     caller.means(service.identity(), service.cluster())?;
-    service.admit(&caller)?;
+    // A hello is itself how one learns whom to believe.
+    if !matches!(asked, Asked::Hello(_)) {
+        service.admit(&caller)?;
+    }
     let answering = |service: &S| Answering {
         identity: service.identity().clone(),
         state: service.state(),
