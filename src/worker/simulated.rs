@@ -193,10 +193,10 @@ impl<D: Disk> SimulatedWorker<D> {
         }
     }
 
-    /// Whether it gives verdicts from its next turns on.
-    pub fn set_deciding(&self, deciding: bool) {
+    /// Gives verdicts from its next turns on until then.
+    pub fn set_deciding(&self, until: Option<Moment>) {
         for shard in &self.shards {
-            shard.handle.set_deciding(deciding);
+            shard.handle.set_deciding(until);
         }
     }
 

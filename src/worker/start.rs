@@ -1,5 +1,6 @@
 //! Brings a worker to life from its data dir, and to rest again.
 
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -91,6 +92,8 @@ pub struct Worker {
     pub(crate) peer_client: watch::Sender<Option<Arc<PeerClient>>>,
     pub(crate) leaving: watch::Sender<bool>,
     pub(crate) unfinished_messages: parts::Unfinished,
+    /// Unix milliseconds of the last request of clients or routers.
+    pub(crate) last_request: AtomicU64,
     /// Scans and fragment lists that are warm. Bounded: a burst's surplus is dropped.
     parsed: Mutex<Vec<(Scan, Fragments)>>,
 }
@@ -222,6 +225,7 @@ impl Worker {
             peer_client,
             leaving: watch::channel(false).0,
             unfinished_messages: parts::Unfinished::default(),
+            last_request: AtomicU64::new(0),
             parsed: Mutex::default(),
         });
         let following = tokio::spawn(worker.clone().follow_ring());

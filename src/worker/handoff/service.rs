@@ -2,6 +2,7 @@
 //! worker's own part when it comes and goes.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use super::intake;
 use super::message::{self, MessageError};
 use super::parts::Joined;
-use crate::model::{Fingerprint, Member};
+use crate::model::{Fingerprint, Member, Moment};
 use crate::net::peer::{PeerClient, PeerError};
 use crate::net::status::{Refusal, RefusalReason};
 use crate::worker::Worker;
@@ -159,11 +160,27 @@ impl Worker {
         }
     }
 
+    /// Waits until no request came for `quiet`, at most `longest`. At once if there is nobody to whom others could go.
+    pub async fn linger(&self, quiet: Duration, longest: Duration) {
+        let end = Instant::now() + longest;
+        while self.has_others() && Instant::now() < end {
+            let last = Moment::from_unix_millis(self.last_request.load(Ordering::Relaxed));
+            if self.clock.now().since(last) >= quiet {
+                return;
+            }
+            sleep(DRAIN_LOOK).await;
+        }
+    }
+
+    fn has_others(&self) -> bool {
+        let view = self.view.load();
+        view.table.members().iter().any(|it| *it != self.name)
+    }
+
     /// Hands everything to the others, at most until `deadline` is over; requests may still come. Returns how
     /// many bytes are left, which the next life goes on with.
     pub async fn drain(&self, deadline: Duration) -> u64 {
-        let view = self.view.load();
-        let has_others = view.table.members().iter().any(|it| *it != self.name);
+        let has_others = self.has_others();
         self.leaving.send_replace(true);
         let end = Instant::now() + deadline;
         loop {
@@ -174,7 +191,10 @@ impl Worker {
                 is_drained &= is_empty;
                 left += bytes;
             }
-            if is_drained || !has_others || Instant::now() >= end {
+            if !has_others {
+                return 0;
+            }
+            if is_drained || Instant::now() >= end {
                 self.metrics.handoff.drain_leftover_bytes.set(left as i64);
                 return left;
             }
