@@ -36,6 +36,8 @@ pub struct Outgoing {
 /// What was folded of some fragments.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Folded {
+    /// By the rules of this version.
+    pub rules_version: u64,
     pub state: FoldState,
     pub spans: u32,
     pub span_bytes: u64,

@@ -5,7 +5,7 @@
 //! → `limiter` (the limits that all shards ask) → `exporter` and `message` (from a verdict to the
 //! backend's OK; `export_memory` says when they may) → `isolation` and `dead_letters` (what the backend refuses) → `export` (destinations).
 //! `footers` spares the next start time. `forward` passes on what belongs to others. `peering` knows who is there and when verdicts
-//! may be given, `exchange` is what peers ask for. `simulated` runs
+//! may be given, `exchange` is what peers ask for, `handoff` what moves between them. `simulated` runs
 //! the same shards in one thread, for `tests/crash`.
 
 pub mod export;

@@ -21,5 +21,6 @@ mod failures;
 mod fsync;
 mod peers;
 mod process;
+mod ring_changes;
 mod start;
 mod whole;

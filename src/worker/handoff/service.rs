@@ -23,7 +23,7 @@ const SYNC_AGAIN: Duration = Duration::from_millis(100);
 /// in its ring.
 const SYNC_WITHIN: Duration = Duration::from_secs(20);
 /// Looked whether all is handed over so often.
-const DRAIN_LOOK: Duration = Duration::from_millis(50);
+const DRAIN_LOOK: Duration = Duration::from_millis(100);
 
 impl Worker {
     /// `Ok` promises that what it names is in this worker's log.

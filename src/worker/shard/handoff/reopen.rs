@@ -55,6 +55,7 @@ impl Reopen {
             rules: &self.rules,
             seen: self.held.iter().map(FragmentRef::hash).collect(),
             folded: Folded {
+                rules_version: self.rules.version,
                 state: self.rules.begin(),
                 spans: 0,
                 span_bytes: 0,
@@ -219,6 +220,21 @@ impl Shard {
     pub fn reopened(&mut self, reopen: Reopen, found: Option<Reopened>, now: Moment) {
         if found.as_ref().is_none_or(|it| it.is_partial) {
             self.metrics.handoff.reread_failures.inc();
+        }
+        if reopen.rules.version != self.rules.version && !matches!(reopen.purpose, Purpose::Keep(_))
+        {
+            // Rules have changed meanwhile, and states by the earlier ones say nothing.
+            if let Some(entry) = self.index.get_mut(reopen.trace)
+                && let Some(transfer) = &mut entry.transfer
+            {
+                transfer.is_reopening = false;
+            }
+            self.retain_again(reopen.dropped);
+            match reopen.purpose {
+                Purpose::Fold => self.fold_anew(reopen.trace),
+                _ => self.reopen(reopen.trace),
+            }
+            return;
         }
         match reopen.purpose {
             Purpose::Evaluate => self.evaluated(reopen, found, now),
