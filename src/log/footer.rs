@@ -8,9 +8,10 @@
 use std::io;
 
 use crate::log::format::{
-    self, EXPORTED_FIXED_BYTES, FRAME_HEADER_BYTES, Kind, SEGMENT_HEADER_BYTES,
+    self, EXPORTED_FIXED_BYTES, FLAG_RECEIVED, FLAG_ROOT, FRAME_HEADER_BYTES, Kind,
+    SEGMENT_HEADER_BYTES,
 };
-use crate::log::{DiskFile, Recovered};
+use crate::log::{Commit, DiskFile, Moved, Recovered};
 use crate::model::{Decision, Extent, FragmentHash, Moment, SegmentId, TraceId};
 
 /// A sixteenth of a segment, so a shard's memory for the footer of its open one. Fragments are below
@@ -19,7 +20,6 @@ pub(super) const FOOTER_BYTES_MAX: usize = 4 << 20;
 /// A FRAGMENT in a footer: kind, offset, length, trace, hash, arrival, spans, bytes of spans, flags.
 const ENTRY_BYTES: usize = 58;
 const TRAILER_BYTES: usize = FRAME_HEADER_BYTES + 4;
-const FLAG_ROOT: u8 = 1;
 
 /// The footer of a segment that is being written.
 #[derive(Debug, Default)]
@@ -38,6 +38,7 @@ pub(super) struct Entry {
     pub(super) spans: u32,
     pub(super) span_bytes: u32,
     pub(super) has_root: bool,
+    pub(super) is_received: bool,
 }
 
 impl Footer {
@@ -54,7 +55,7 @@ impl Footer {
         out.extend_from_slice(&entry.arrival.unix_nanos.to_le_bytes());
         out.extend_from_slice(&entry.spans.to_le_bytes());
         out.extend_from_slice(&entry.span_bytes.to_le_bytes());
-        out.push(if entry.has_root { FLAG_ROOT } else { 0 });
+        out.push(format::fragment_flags(entry.has_root, entry.is_received));
     }
 
     /// A record of another kind, as it is.
@@ -174,6 +175,7 @@ fn decode_fragment(entry: &[u8; ENTRY_BYTES - 1], segment: SegmentId) -> Option<
         spans: word(48)?,
         span_bytes: word(52)?,
         has_root: entry[56] & FLAG_ROOT != 0,
+        is_received: entry[56] & FLAG_RECEIVED != 0,
     })
 }
 
@@ -183,6 +185,8 @@ pub(super) fn decode_control(kind: Kind, payload: &[u8]) -> Option<Recovered> {
         Kind::Verdict => Decision::decode(payload).map(Recovered::Verdict),
         Kind::Exported if payload.len() >= EXPORTED_FIXED_BYTES => format::decode_exported(payload)
             .map(|(trace, fragments)| Recovered::Exported { trace, fragments }),
+        Kind::Moved => Moved::decode(payload).map(Recovered::Moved),
+        Kind::Commit => Commit::decode(payload).map(Recovered::Commit),
         Kind::Checkpoint => format::decode_checkpoint(payload).map(Recovered::Checkpoint),
         Kind::Gone => format::decode_gone(payload)
             .map(|(segment, traces)| Recovered::Gone { segment, traces }),

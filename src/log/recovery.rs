@@ -10,7 +10,8 @@ use crate::log::format::{
 };
 use crate::log::scan::{Met, SegmentScan};
 use crate::log::{
-    Disk, DiskFile, Frames, PlantedBug, ReadError, Space, Volume, directory, footer, volume,
+    Commit, Disk, DiskFile, Frames, Moved, PlantedBug, ReadError, Space, Volume, directory, footer,
+    volume,
 };
 use crate::model::{Decision, Extent, SegmentId};
 use crate::model::{FragmentHash, Moment, TraceId};
@@ -26,12 +27,16 @@ pub enum Recovered {
         spans: u32,
         span_bytes: u32,
         has_root: bool,
+        /// From another member: held only if a COMMIT behind it names it.
+        is_received: bool,
     },
     Verdict(Decision),
     Exported {
         trace: TraceId,
         fragments: Vec<FragmentHash>,
     },
+    Moved(Moved),
+    Commit(Commit),
     Checkpoint(Vec<Decision>),
     /// Nothing of these traces in this segment is needed, but for what they list.
     Gone {

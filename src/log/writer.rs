@@ -14,7 +14,7 @@ use crate::log::format::{
     SegmentHeader,
 };
 use crate::log::space::Progress;
-use crate::log::{DiskOp, Frames, GoneTrace, SegmentFooter, Space, StoredFragment};
+use crate::log::{Commit, DiskOp, Frames, GoneTrace, Moved, SegmentFooter, Space, StoredFragment};
 use crate::model::{Decision, Extent, SegmentId};
 use crate::model::{FragmentHash, Moment, TraceId};
 use crate::wire::{FragmentView, HeaderView};
@@ -83,12 +83,15 @@ enum Record<'a> {
         view: &'a FragmentView<'a>,
         arrival: Moment,
         previous: Option<Extent>,
+        is_received: bool,
     },
     Verdict(&'a Decision),
     Exported {
         trace: TraceId,
         fragments: &'a [FragmentHash],
     },
+    Moved(&'a Moved),
+    Commit(&'a Commit),
     Checkpoint(&'a [Decision]),
     Copy(&'a StoredFragment),
     Gone(SegmentId, &'a [GoneTrace]),
@@ -124,11 +127,32 @@ impl Writer {
         previous: Option<Extent>,
     ) -> Extent {
         self.latest = self.latest.max(arrival);
-        let extent = self.append(&Record::Fragment {
+        self.any_fragment(&Record::Fragment {
             view: fragment,
             arrival,
             previous,
-        });
+            is_received: false,
+        })
+    }
+
+    /// Appends a fragment that another member hands over. A start drops it unless [`Writer::commit`] names
+    /// it behind it.
+    pub fn received(
+        &mut self,
+        fragment: &FragmentView<'_>,
+        arrival: Moment,
+        previous: Option<Extent>,
+    ) -> Extent {
+        self.any_fragment(&Record::Fragment {
+            view: fragment,
+            arrival,
+            previous,
+            is_received: true,
+        })
+    }
+
+    fn any_fragment(&mut self, record: &Record<'_>) -> Extent {
+        let extent = self.append(record);
         if let Some(current) = &mut self.current {
             current.fragments.add(extent);
         }
@@ -152,6 +176,16 @@ impl Writer {
             extent = self.append(&Record::Exported { trace, fragments });
         }
         extent
+    }
+
+    /// All of a generation that another member hands over was appended.
+    pub fn commit(&mut self, commit: &Commit) -> Extent {
+        self.append(&Record::Commit(commit))
+    }
+
+    /// Another member has a generation.
+    pub fn moved(&mut self, moved: &Moved) -> Extent {
+        self.append(&Record::Moved(moved))
     }
 
     /// Decisions that outlive the segments they were made in. A very long list becomes several
@@ -279,7 +313,12 @@ impl Writer {
         let payload_len = extent.len as usize - FRAME_HEADER_BYTES;
         let payload = &self.buffer[self.buffer.len() - payload_len..];
         let kind = match record {
-            Record::Fragment { view, arrival, .. } => {
+            Record::Fragment {
+                view,
+                arrival,
+                is_received,
+                ..
+            } => {
                 let fragment = view.fragment;
                 self.footer.fragment(&Entry {
                     extent,
@@ -289,6 +328,7 @@ impl Writer {
                     spans: fragment.spans,
                     span_bytes: self.span_bytes(payload_len),
                     has_root: fragment.has_root,
+                    is_received: *is_received,
                 });
                 return;
             }
@@ -301,11 +341,15 @@ impl Writer {
                     spans: fragment.spans,
                     span_bytes: self.span_bytes(payload_len),
                     has_root: fragment.has_root,
+                    // Only what is held is copied, and what is held was committed.
+                    is_received: false,
                 });
                 return;
             }
             Record::Verdict(_) => Kind::Verdict,
             Record::Exported { .. } => Kind::Exported,
+            Record::Moved(_) => Kind::Moved,
+            Record::Commit(_) => Kind::Commit,
             Record::Checkpoint(_) => Kind::Checkpoint,
             Record::Gone(..) => Kind::Gone,
         };
@@ -324,13 +368,16 @@ impl Writer {
                 view,
                 arrival,
                 previous,
-            } => self.encode_fragment(current, view, arrival, previous),
+                is_received,
+            } => self.encode_fragment(current, view, arrival, previous, is_received),
             Record::Verdict(decision) => {
                 self.frame(current, Kind::Verdict, |out| decision.encode(out))
             }
             Record::Exported { trace, fragments } => self.frame(current, Kind::Exported, |out| {
                 format::encode_exported(trace, fragments, out);
             }),
+            Record::Moved(moved) => self.frame(current, Kind::Moved, |out| moved.encode(out)),
+            Record::Commit(commit) => self.frame(current, Kind::Commit, |out| commit.encode(out)),
             Record::Checkpoint(decisions) => self.frame(current, Kind::Checkpoint, |out| {
                 format::encode_checkpoint(decisions, out);
             }),
@@ -347,6 +394,7 @@ impl Writer {
         view: &FragmentView<'_>,
         arrival: Moment,
         previous: Option<Extent>,
+        is_received: bool,
     ) -> Extent {
         let resource = self.header(current, view.resource());
         let mut scopes = std::mem::take(&mut self.scopes);
@@ -361,6 +409,7 @@ impl Writer {
             previous,
             spans: view.fragment.spans,
             has_root: view.fragment.has_root,
+            is_received,
             resource,
             scopes: small(scopes.len()),
         };

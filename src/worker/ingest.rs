@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
@@ -115,6 +116,8 @@ impl Ingest for Worker {
             fragments,
             permit,
         });
+        let now = self.clock.now().unix_millis();
+        self.last_request.store(now, Ordering::Relaxed);
         let view = self.view.load();
         // A message that was passed on already, or that a router could not give to its owner, is
         // held here whatever our own ring says: it must not bounce.

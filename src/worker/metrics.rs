@@ -12,6 +12,7 @@ use crate::policy::Rules;
 use crate::trace::DecideReason;
 use crate::wire::{RejectReason, Unwritten, UnwrittenSpans};
 use crate::worker::dead_letters::DeadLetterMetrics;
+use crate::worker::handoff::HandoffMetrics;
 use crate::worker::reload::ReloadMetrics;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -197,6 +198,7 @@ pub struct WorkerMetrics {
     pub forwards_failed: Counter,
     pub dead_letters: DeadLetterMetrics,
     pub reload: ReloadMetrics,
+    pub handoff: HandoffMetrics,
 }
 
 impl WorkerMetrics {
@@ -430,6 +432,7 @@ impl WorkerMetrics {
             ),
             dead_letters: DeadLetterMetrics::register(registry),
             reload: ReloadMetrics::register(registry),
+            handoff: HandoffMetrics::register(registry),
             forwards_failed: counter(
                 registry,
                 "worker_forwards_failed",

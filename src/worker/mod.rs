@@ -6,7 +6,7 @@
 //! backend's OK; `export_memory` says when they may, `labels` what spans leave with) → `isolation` and `dead_letters` (what the backend refuses) → `export` (destinations).
 //! `reload` changes the rules of a worker that runs, `refolder` reads back what undecided traces need for it. `footers` spares the next start
 //! time. `forward` passes on what belongs to others. `peering` knows who is there and when verdicts may be given, `exchange` is what peers ask
-//! for. `simulated` runs
+//! for, `handoff` what moves between them. `simulated` runs
 //! the same shards in one thread, for `tests/crash`.
 
 mod compactor;
@@ -19,6 +19,7 @@ mod export_memory;
 mod exporter;
 mod footers;
 mod forward;
+pub mod handoff;
 pub mod ingest;
 mod isolation;
 mod labels;
@@ -41,5 +42,5 @@ pub use peering::{Peering, PeeringConfig, PeeringService};
 pub use peering_metrics::PeeringMetrics;
 pub use reload::{ReloadMetrics, ReloadOutcome};
 pub use shard::OnPressure;
-pub use simulated::{SimulatedAnswer, SimulatedWorker};
+pub use simulated::{SimulatedAnswer, SimulatedHandoff, SimulatedReceipt, SimulatedWorker};
 pub use start::{StartError, Worker, WorkerConfig};

@@ -1,8 +1,11 @@
 //! Brings a worker to life from its data dir, and to rest again.
 
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
+
+use tokio::sync::watch;
 
 use crate::cluster::{View, ViewHandle};
 use crate::log::{
@@ -11,6 +14,7 @@ use crate::log::{
 };
 use crate::model::{Fingerprint, Incarnation, Member, Moment, SteadyClock};
 use crate::net::admission::Budget;
+use crate::net::peer::PeerClient;
 use crate::policy::Rules;
 use crate::ring::SLOTS;
 use crate::trace::DecisionMemory;
@@ -23,6 +27,8 @@ use crate::worker::export_memory::ExportMemory;
 use crate::worker::exporter::{Begun, EXPORTERS_PER_SHARD, Exporter};
 use crate::worker::footers;
 use crate::worker::forward::Peers;
+use crate::worker::handoff::parts;
+use crate::worker::handoff::sender::{Pace, Sender};
 use crate::worker::ingest::shard_of;
 use crate::worker::isolation::Trust;
 use crate::worker::labels::{Labels, RecordPolicy};
@@ -77,7 +83,7 @@ pub struct Worker {
     pub(crate) metrics: WorkerMetrics,
     space: Arc<Space>,
     letters: Arc<dyn LetterSize>,
-    clock: SteadyClock,
+    pub(crate) clock: SteadyClock,
     recovery: RecoveryReport,
     sync_failure: Arc<SyncFailure>,
     unfinished: Arc<Unfinished>,
@@ -89,6 +95,13 @@ pub struct Worker {
     limiter: Mutex<Option<(Limiter, Option<Fingerprint>)>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     exporters: Mutex<Vec<tokio::task::JoinHandle<()>>>,
+    /// Tasks that hand traces over, or read them again for it.
+    senders: Mutex<Vec<tokio::task::JoinHandle<()>>>,
+    pub(crate) peer_client: watch::Sender<Option<Arc<PeerClient>>>,
+    pub(crate) leaving: watch::Sender<bool>,
+    pub(crate) unfinished_messages: parts::Unfinished,
+    /// Unix milliseconds of the last request of clients or routers.
+    pub(crate) last_request: AtomicU64,
     /// Scans and fragment lists that are warm. Bounded: a burst's surplus is dropped.
     parsed: Mutex<Vec<(Scan, Fragments)>>,
 }
@@ -197,7 +210,20 @@ impl Worker {
                 .spawn()
             })
             .collect();
-        Ok(Arc::new(Self {
+        let (peer_client, peers) = watch::channel(None);
+        let pace = Arc::new(Pace::default());
+        let senders = handles.iter().flat_map(|shard| {
+            let sender = Sender {
+                shard: shard.clone(),
+                volume: volume.clone(),
+                peers: peers.clone(),
+                clock,
+                pace: pace.clone(),
+            };
+            sender.spawn()
+        });
+        let senders = senders.collect();
+        let worker = Arc::new(Self {
             name: config.name.clone(),
             config,
             view,
@@ -215,8 +241,16 @@ impl Worker {
             limiter: Mutex::new(Some((limiter, None))),
             threads: Mutex::new(threads),
             exporters: Mutex::new(exporters),
+            senders: Mutex::new(senders),
+            peer_client,
+            leaving: watch::channel(false).0,
+            unfinished_messages: parts::Unfinished::default(),
+            last_request: AtomicU64::new(0),
             parsed: Mutex::default(),
-        }))
+        });
+        let following = tokio::spawn(worker.clone().follow_ring());
+        worker.lock_senders().push(following);
+        Ok(worker)
     }
 
     /// What the log of earlier lives held.
@@ -302,6 +336,9 @@ impl Worker {
         while self.awaiting_export().await > 0 && tokio::time::Instant::now() < end {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+        for task in self.lock_senders().drain(..) {
+            task.abort();
+        }
         // Before the shards stop, so that they can note what was delivered: the next life would
         // export it a second time.
         for shard in &self.shards {
@@ -338,6 +375,10 @@ impl Worker {
             tracing::error!("the shards' threads could not be waited for");
         }
         left
+    }
+
+    fn lock_senders(&self) -> std::sync::MutexGuard<'_, Vec<tokio::task::JoinHandle<()>>> {
+        self.senders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn awaiting_export(&self) -> usize {
@@ -490,7 +531,7 @@ pub(super) fn fold_again<D: Disk>(volume: &Volume<D>, shard: &mut Shard) -> Resu
 /// Gives a record of an earlier life to the shard that owns its trace now: their number may have
 /// changed.
 fn distribute(shards: &mut [Shard], record: crate::log::Recovered) {
-    use crate::log::Recovered;
+    use crate::log::{Commit, Moved, Recovered};
     let count = shards.len();
     match record {
         Recovered::Checkpoint(decisions) => {
@@ -515,7 +556,10 @@ fn distribute(shards: &mut [Shard], record: crate::log::Recovered) {
                 }
             }
         }
-        Recovered::Fragment { trace, .. } | Recovered::Exported { trace, .. } => {
+        Recovered::Fragment { trace, .. }
+        | Recovered::Exported { trace, .. }
+        | Recovered::Moved(Moved { trace, .. })
+        | Recovered::Commit(Commit { trace, .. }) => {
             shards[shard_of(trace, count)].recover(record);
         }
         Recovered::Verdict(decision) => {

@@ -132,6 +132,12 @@ impl Tier {
         self.metrics().await.sum(name, labels)
     }
 
+    /// Without its addresses.
+    fn own_args(&self) -> Vec<String> {
+        let addresses = self.args.iter().position(|it| it == "--listen-peers");
+        self.args[..addresses.expect("of a worker")].to_vec()
+    }
+
     /// The same command once more: same name, ports and directory.
     pub fn start_again(&mut self) {
         self.process = Process::start(self.binary, &self.args, &self.dir, &self.name);
@@ -142,6 +148,10 @@ impl Tier {
         self.process.signal(Signal::KILL);
         self.process.exit(PATIENCE).await;
     }
+}
+
+fn member_name(number: usize) -> String {
+    format!("worker-{number}.workers.obs.svc.cluster.local")
 }
 
 impl Cluster {
@@ -245,6 +255,50 @@ impl Cluster {
             peers,
             dir: self.dir.path().to_owned(),
         }
+    }
+
+    /// DNS says these workers from now on.
+    pub fn list_workers(&self) {
+        let names: Vec<String> = (0..self.workers.len()).map(member_name).collect();
+        let peers = names
+            .iter()
+            .zip(&self.workers)
+            .map(|(name, worker)| (name.as_str(), worker.peers.port()));
+        self._dns
+            .set_targets(PEER_SERVICE, peers.collect::<Vec<_>>());
+        let records: Vec<_> = names
+            .iter()
+            .zip(&self.workers)
+            .map(|(name, worker)| (name.as_str(), worker.grpc))
+            .collect();
+        self._dns.set_records(SERVICE, &records);
+    }
+
+    /// A worker that has ended comes back with its name and data, and all its ports are others.
+    pub fn start_elsewhere(&mut self, worker: usize) {
+        let args = self.workers[worker].own_args();
+        self.workers[worker] = self.started(worker, args);
+        self.list_workers();
+    }
+
+    /// One worker more, as the others are.
+    pub fn start_another(&mut self) -> usize {
+        let number = self.workers.len();
+        let of_first = self.workers[0].own_args();
+        let args = of_first.into_iter().map(|arg| match &arg[..] {
+            arg if arg == member_name(0) => member_name(number),
+            arg if arg.ends_with("data-0") => arg.replace("data-0", &format!("data-{number}")),
+            _ => arg,
+        });
+        let worker = self.started(number, args.collect());
+        self.workers.push(worker);
+        self.list_workers();
+        number
+    }
+
+    fn started(&self, number: usize, args: Vec<String>) -> Tier {
+        let workers = format!("srv://{SERVICE}?nameserver={}", self._dns.address());
+        self.tier(WORKER, &format!("worker-{number}"), &workers, args)
     }
 
     /// Starts the backend, or starts it again with the same books and address.

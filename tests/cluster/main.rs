@@ -22,5 +22,6 @@ mod fsync;
 mod peers;
 mod process;
 mod reload;
+mod ring_changes;
 mod start;
 mod whole;

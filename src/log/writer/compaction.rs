@@ -55,6 +55,8 @@ impl Writer {
             has_root: fragment.has_root,
             resource,
             scopes: small(scopes.len()),
+            // What is copied is held: it was committed.
+            is_received: false,
         };
         let extent = self.frame(current, Kind::Fragment, |out| {
             record.encode(out);

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
+use super::handoff;
 use super::{RETRY_UNLINK_AFTER, RETRY_WRITE_AFTER, RETRY_WRITE_AFTER_MOST, Shard, Unwritten};
 use crate::log::{DiskOp, Frames, PlantedBug};
 use crate::model::{Extent, Moment, SegmentId, TraceId};
@@ -123,6 +124,11 @@ impl Shard {
             }
         }
         self.refold.wait_for(last, self.written_before);
+        for (wait, _) in self.handing.waiting_for_disk() {
+            if *wait >= self.written_before {
+                *wait = last;
+            }
+        }
         for dropped in &mut self.retained {
             if dropped.batch >= self.written_before {
                 dropped.batch = last;
@@ -159,11 +165,14 @@ impl Shard {
                 continue;
             };
             let had = entry.fragments().len();
+            let is_copy = handoff::forget_in_rest(entry, extent, spans, span_bytes);
             entry.forget(extent);
             let lost = had - entry.fragments().len();
-            entry.spans -= spans;
-            entry.span_bytes -= u64::from(span_bytes);
-            let undecided = entry.stage == Stage::Undecided;
+            if !is_copy {
+                entry.spans -= spans;
+                entry.span_bytes -= u64::from(span_bytes);
+            }
+            let undecided = entry.stage == Stage::Undecided && !is_copy;
             let empty = entry.fragments().is_empty();
             // What was lost is in the state, and its client will bring it again.
             entry.folded_by = self.refold.earlier_generation();
@@ -206,6 +215,9 @@ impl Shard {
                 }
                 Unwritten::Exported(trace, hashes) => {
                     self.writer.exported(*trace, hashes);
+                }
+                Unwritten::Moved(moved) => {
+                    self.writer.moved(moved);
                 }
                 Unwritten::Checkpoint(decisions) => {
                     self.writer.checkpoint(decisions);

@@ -28,6 +28,12 @@ impl Shard {
         Some(extent.segment)
     }
 
+    /// What this segment's records are about in others is not known here, so it goes in its order only: that of a
+    /// handoff (fragments that count by a COMMIT, MOVED) and of verdicts that others gave.
+    pub(super) fn goes_in_its_order(&mut self, segment: SegmentId) {
+        self.compaction.coverage.unlist(segment);
+    }
+
     /// A record in one segment is about these fragments of a trace.
     pub(super) fn note_covered(
         &mut self,

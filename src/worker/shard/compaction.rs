@@ -276,7 +276,7 @@ impl Shard {
                     self.carry(pass.segment, &mut pass.touched);
                 }
                 if PlantedBug::CopyNotAwaited.is_planted() {
-                    self.settle(pass);
+                    self.settle_copies(pass);
                     pass.touched.clear();
                 }
                 if !pass.touched.is_empty() {
@@ -314,7 +314,7 @@ impl Shard {
         }
         pass.state = State::Ready;
         match answer.found {
-            Some(CompactionFound::Synced) => self.settle(&mut pass),
+            Some(CompactionFound::Synced) => self.settle_copies(&mut pass),
             // After a failed batch, what was asked for before it is of no use.
             Some(_) if pass.is_stuck => {}
             Some(CompactionFound::Listed(traces)) => pass.traces = traces.into(),
@@ -358,7 +358,7 @@ impl Shard {
     }
 
     /// The copies are synced: from now on they count.
-    fn settle(&mut self, pass: &mut Pass) {
+    fn settle_copies(&mut self, pass: &mut Pass) {
         let mut moves = std::mem::take(&mut pass.moves);
         moves.sort_unstable();
         for of_trace in moves.chunk_by(|a, b| a.trace == b.trace) {

@@ -38,18 +38,41 @@ impl Shard {
                 continue;
             }
             let (at, _) = self.due(entry);
-            if at <= now {
-                self.judge(trace, now);
-            } else {
+            if at > now {
                 self.deadlines.push(at, trace);
+                continue;
+            }
+            match self.decides(trace, entry, at, now) {
+                Ok(()) => self.judge(trace, now),
+                Err(Some(later)) => self.deadlines.push(later, trace),
+                Err(None) => {}
             }
         }
     }
 
+    /// Whether this trace, which is in hand, may be decided before its deadline.
+    pub(super) fn may_decide(&self, trace: TraceId, now: Moment) -> bool {
+        let entry = self.index.get(trace).filter(|_| self.deciding);
+        entry.is_some_and(|entry| self.decides(trace, entry, now, now).is_ok())
+    }
+
     /// The trace is complete.
     pub(super) fn judge(&mut self, trace: TraceId, now: Moment) {
-        let entry = self.index.get(trace);
-        if entry.is_some_and(|entry| self.refold.is_behind(entry, &self.rules)) {
+        let Some(entry) = self.index.get(trace) else {
+            return;
+        };
+        if entry.transfer.as_ref().is_some_and(|it| it.is_stale) {
+            self.fold_anew(trace);
+            return;
+        }
+        if self.handing.elsewhere(trace).is_some()
+            && let Some(known) = self.decisions.get(trace).map(|held| held.decision)
+        {
+            // Its owner was to fold what is held here, and was not found.
+            self.apply(known);
+            return;
+        }
+        if self.refold.is_behind(entry, &self.rules) {
             self.fold_first(trace);
         } else {
             self.judge_folded(trace, now);
@@ -93,13 +116,16 @@ impl Shard {
 
     /// What the limits said to a trace that waits.
     pub fn answered(&mut self, trace: TraceId, answers: &LimitAnswers, now: Moment) {
-        let Some(entry) = self.index.get_mut(trace) else {
+        let Some(entry) = self.index.get(trace) else {
             return;
         };
         if entry.stage != Stage::Undecided || !entry.is_asking {
             return;
         }
-        if !self.deciding {
+        if !self.deciding || self.decides(trace, entry, now, now).is_err() {
+            let Some(entry) = self.index.get_mut(trace) else {
+                return;
+            };
             // Asked again when this member decides again.
             entry.is_asking = false;
             self.deadlines.push(now, trace);
@@ -134,6 +160,7 @@ impl Shard {
     fn decide(&mut self, trace: TraceId, vote: Vote, now: Moment) {
         if let Some(entry) = self.index.get(trace) {
             let due = match self.due(entry) {
+                (at, _) if self.handing.elsewhere(trace).is_some() => (at, DecideReason::Forced),
                 (at, _) if entry.is_early && at > now => (now, DecideReason::Pressure),
                 due => due,
             };
@@ -170,11 +197,11 @@ impl Shard {
             let fragments = by_segment(entry.fragments());
             self.note_covered(extent.segment, trace, &fragments);
         }
-        self.apply(decision, now);
+        self.apply(decision);
     }
 
     /// What a verdict does to the trace in hand.
-    fn apply(&mut self, decision: Decision, now: Moment) {
+    pub(super) fn apply(&mut self, decision: Decision) {
         let trace = decision.trace;
         match decision.verdict {
             Verdict::Keep => {
@@ -191,17 +218,18 @@ impl Shard {
                 };
                 self.metrics.spans_dropped.inc_by(u64::from(entry.spans));
                 let batch = self.last_unwritten_batch();
-                self.retained.push_back(Retained {
-                    until: now + self.config.drop_retain,
+                self.retain(Retained {
+                    until: decision.decided_at + self.config.drop_retain,
                     batch,
                     trace,
                     fragments: by_segment(entry.fragments()),
+                    tail: entry.tail(),
                 });
             }
         }
     }
 
-    fn next_verdict_id(&self, trace: TraceId) -> VerdictId {
+    pub(super) fn next_verdict_id(&self, trace: TraceId) -> VerdictId {
         let seed = self
             .config
             .verdict_seed

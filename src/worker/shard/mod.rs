@@ -6,12 +6,14 @@
 //! [`Shard::batch_written`] or [`Shard::batch_failed`], an export by [`Shard::exported`] or
 //! [`Shard::put_back`], a question to the limits ([`Shard::next_ask`]) by [`Shard::answered`], traces to
 //! be folded again ([`Shard::next_refold`]) by [`Shard::refolded`].
-//! `shard_thread` runs it.
+//! Work for other members ([`Shard::pull_handoff`]) is ended by [`Shard::handed_over`] or [`Shard::handoff_failed`], and
+//! what is to be read again ([`Shard::next_reopen`]) by [`Shard::reopened`]. `shard_thread` runs it.
 
 mod batch;
 mod carry;
 mod compaction;
 mod export;
+mod handoff;
 mod judge;
 mod pressure;
 mod recovery;
@@ -20,6 +22,10 @@ mod refold;
 mod tests;
 
 pub use compaction::{CompactionAnswer, CompactionFound, CompactionJob, CompactionStep};
+pub use handoff::{
+    FORCED_AFTER, HandoffAnswer, HandoffTrace, HandoffWork, Learned, Ownership, Received,
+    ReceivedTrace, Reopen, Reopened,
+};
 pub use judge::Ask;
 pub use refold::{RefoldTrace, RefoldWork};
 
@@ -27,13 +33,15 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::log::{Frames, GoneTrace, PlantedBug, Space, Writer};
+use crate::log::{Frames, GoneTrace, Moved, PlantedBug, Space, Writer};
 use crate::model::{Decision, Extent, FragmentHash, Moment, SegmentId, TraceId, Verdict};
 use crate::policy::{Folding, Rules, Strategy};
 use crate::trace::{Deadlines, DecideReason, DecisionMemory, Decisions, FragmentRef, Index, Stage};
 use crate::worker::ingest::Incoming;
 use crate::worker::metrics::{PolicyCounters, SpanFate, WorkerMetrics};
 use crate::worker::shard::compaction::Compaction;
+use handoff::Handing;
+use recovery::Recovering;
 
 /// What a shard is told once.
 #[derive(Debug, Clone)]
@@ -166,6 +174,10 @@ pub struct Shard {
     /// For the limits, oldest first.
     asks: VecDeque<Ask>,
     next_expiry: Moment,
+    /// What goes to other members.
+    handing: Handing,
+    /// While earlier lives are read.
+    recovering: Recovering,
     metrics: WorkerMetrics,
     by_policy: PolicyCounters,
     folding: Folding,
@@ -184,15 +196,18 @@ struct Shown {
     refold_traces: i64,
 }
 
-/// A dropped trace whose bytes are still young.
+/// A dropped trace, or a part of one, whose bytes are still young.
 #[derive(Debug)]
 struct Retained {
+    /// When it was decided, and `drop_retain` more.
     until: Moment,
     /// Must be on disk before they go: a verdict that is lost with them would be given anew, on
     /// what is left of the trace.
     batch: u64,
     trace: TraceId,
     fragments: Box<[(SegmentId, Frames)]>,
+    /// Where the last one is, which says where the one before it is.
+    tail: Option<Extent>,
 }
 
 /// What is on its way to disk: what to undo, or to write again, should it not arrive.
@@ -206,6 +221,7 @@ enum Unwritten {
     },
     Verdict(Decision),
     Exported(TraceId, Vec<FragmentHash>),
+    Moved(Moved),
     Checkpoint(Vec<Decision>),
     Gone(SegmentId, Vec<GoneTrace>),
     /// Of a fragment that lies elsewhere, too.
@@ -268,6 +284,8 @@ impl Shard {
             verdicts: 0,
             asks: VecDeque::new(),
             next_expiry: Moment::ZERO,
+            handing: Handing::default(),
+            recovering: Recovering::default(),
             by_policy: metrics.of_policies(&rules),
             folding: Folding::default(),
             metrics,
@@ -383,6 +401,9 @@ impl Shard {
         entry.last_seen = now;
         entry.spans += fragment.spans;
         entry.span_bytes += u64::from(fragment.span_bytes);
+        if entry.transfer.is_some() {
+            handoff::fold_rest(entry, &view, now, &self.rules);
+        }
         let root_arrived = fragment.has_root && entry.root_seen.is_none();
         if root_arrived {
             entry.root_seen = Some(now);
@@ -414,9 +435,14 @@ impl Shard {
             return;
         }
         self.index.count_spans(fragment.spans);
-        if let Some(vote) = at_once.filter(|_| self.deciding) {
+        if begun {
+            self.offer(trace);
+        }
+        if let Some(vote) = at_once
+            && self.may_decide(trace, now)
+        {
             self.decide_because(trace, vote, (now, DecideReason::SpanIngest), now);
-        } else if full && self.deciding {
+        } else if full && self.may_decide(trace, now) {
             self.judge(trace, now);
         } else if begun || root_arrived {
             self.deadlines.push(deadline, trace);
@@ -458,6 +484,7 @@ impl Shard {
             shrink(&mut self.retained);
             self.deadlines.shrink();
         }
+        self.look_for_decisions_to_tell();
         self.make_room();
         self.free_segments(now);
         self.show();
@@ -544,6 +571,30 @@ impl Shard {
             .refold_traces
             .inc_by(now.refold_traces - was.refold_traces);
         self.shown = now;
+        self.show_handing();
+    }
+
+    /// Puts a dropped trace among those that go when their time is over, which stand in that order.
+    fn retain(&mut self, dropped: Retained) {
+        let is_last = self
+            .retained
+            .back()
+            .is_none_or(|last| last.until <= dropped.until);
+        if is_last {
+            self.retained.push_back(dropped);
+        } else {
+            let at = self
+                .retained
+                .partition_point(|it| it.until <= dropped.until);
+            self.retained.insert(at, dropped);
+        }
+    }
+}
+
+impl Retained {
+    /// Its fragments.
+    fn count(&self) -> u32 {
+        self.fragments.iter().map(|(_, frames)| frames.count).sum()
     }
 }
 

@@ -1,6 +1,7 @@
 //! The shard against a simulated disk, with time in our hands.
 
 mod compaction;
+mod handoff;
 mod judge;
 mod log;
 mod model;
