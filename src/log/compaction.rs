@@ -22,6 +22,8 @@ const TIGHT_PART: u64 = 16;
 /// frees another. In a log that is tight a quarter is worth it.
 const LIVE_SHARE_MAX: f64 = 0.5;
 const LIVE_SHARE_MAX_TIGHT: f64 = 0.75;
+/// Also of one that is half headers and control records.
+const LIVE_SHARE_MOST: f64 = 0.9;
 
 /// A segment to be written anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,16 +39,16 @@ impl Space {
     /// The segment that this shard is to write anew now, if one: of its own the one with the smallest live share, or
     /// the oldest of earlier lives, in which every shard has a part. `may` says whether it can.
     ///
-    /// Headers and control records count as live in the share in which the fragments beside them are.
+    /// A segment's live share is that of its fragments: the headers that they need are copied with them.
     pub fn victim(&self, shard: u16, may: impl Fn(SegmentId) -> bool) -> Option<Victim> {
         let config = self.config();
         let inner = self.lock();
         let used = inner.used_bytes - inner.spare_bytes;
-        let live: f64 = inner.segments.values().map(Segment::live_estimate).sum();
-        let slack = f64::from(config.segment_bytes) * f64::from(config.shards);
+        let live: u64 = inner.segments.values().map(Segment::live_frames).sum();
+        let slack = u64::from(config.segment_bytes) * u64::from(config.shards);
         let bound = config.log_max_bytes.saturating_sub(config.reserve_bytes());
         let is_tight = inner.is_tight(bound, &config);
-        if !is_tight && used as f64 <= 2.0 * live + slack {
+        if !is_tight && used <= 2 * live + slack {
             return None;
         }
         let share_max = if is_tight {
@@ -68,7 +70,7 @@ impl Space {
             })
             .map(|(id, it)| (it.live_share(), *id, it))
             .min_by(|(a, ..), (b, ..)| a.total_cmp(b))
-            .filter(|(share, _, it)| *share <= share_max && fits(it));
+            .filter(|(_, _, it)| it.is_sparse(share_max) && fits(it));
         let old = inner.oldest_recovered(share_max);
         let old = old.filter(|(_, id, it)| !it.going && it.live_bytes > 0 && may(*id) && fits(it));
         let best = match (own, old) {
@@ -121,11 +123,11 @@ impl Space {
         inner.segments.get(&id).is_none_or(|segment| segment.going)
     }
 
-    /// Bytes that are live by the measure of [`Space::victim`], and those of all segments, without spare files.
+    /// Frames of live fragments, and the bytes of all segments, without spare files.
     pub fn live_and_used_bytes(&self) -> (u64, u64) {
         let inner = self.lock();
-        let live: f64 = inner.segments.values().map(Segment::live_estimate).sum();
-        (live as u64, inner.used_bytes - inner.spare_bytes)
+        let live = inner.segments.values().map(Segment::live_frames).sum();
+        (live, inner.used_bytes - inner.spare_bytes)
     }
 }
 
@@ -137,6 +139,16 @@ impl Segment {
         (self.live_bytes as f64 / self.fragment_bytes as f64).min(1.0)
     }
 
+    fn live_frames(&self) -> u64 {
+        u64::try_from(self.live_bytes).unwrap_or(0)
+    }
+
+    fn is_sparse(&self, share_max: f64) -> bool {
+        let share = self.live_share();
+        share <= share_max || (share <= LIVE_SHARE_MOST && 2 * self.live_frames() <= self.bytes)
+    }
+
+    /// What a copy of it would take, headers included.
     fn live_estimate(&self) -> f64 {
         self.live_share() * self.bytes as f64
     }
@@ -153,7 +165,8 @@ impl Inner {
     fn oldest_recovered(&self, share_max: f64) -> Option<(f64, SegmentId, &Segment)> {
         let recovered = || self.segments.iter().filter(|(_, it)| it.recovered);
         let bytes: u64 = recovered().map(|(_, it)| it.bytes).sum();
-        let live: f64 = recovered().map(|(_, it)| it.live_estimate()).sum();
+        let live: u64 = recovered().map(|(_, it)| it.live_frames()).sum();
+        let live = live as f64;
         let (id, oldest) = recovered().next()?;
         (live <= share_max * bytes as f64).then(|| (live / bytes.max(1) as f64, *id, oldest))
     }

@@ -246,14 +246,17 @@ impl Decisions {
         }
     }
 
-    /// What would have to be written anew if a segment went, roughly.
-    pub fn carried_bytes(&self, segment: SegmentId) -> u64 {
+    /// What would have to be written anew if a segment went, roughly: decisions, and hashes of what was exported.
+    pub fn carried_bytes(&self, segment: SegmentId) -> (u64, u64) {
         let ranges = self.recorded.get(&segment).into_iter().flatten();
         let decisions: u64 = ranges
             .map(|range| range.end.saturating_sub(range.start.max(self.first)))
             .sum();
         let hashes = self.exported_in.get(&segment).copied().unwrap_or(0);
-        decisions * DECISION_RECORD_BYTES + (hashes * HASH_BYTES) as u64
+        (
+            decisions * DECISION_RECORD_BYTES,
+            (hashes * HASH_BYTES) as u64,
+        )
     }
 
     /// What a log holds of all this.

@@ -14,10 +14,7 @@ impl Shard {
         &mut self,
         decision: &Decision,
         fragments_in: impl Iterator<Item = SegmentId>,
-    ) -> Option<SegmentId> {
-        if PlantedBug::KeptVerdictLeftBehind.is_planted() {
-            return None;
-        }
+    ) -> SegmentId {
         let extent = self.writer.verdict(decision);
         self.note_unwritten(Unwritten::Verdict(*decision));
         let segments: BTreeSet<SegmentId> = fragments_in.collect();
@@ -25,7 +22,7 @@ impl Shard {
             let coverage = &mut self.compaction.coverage;
             coverage.add(extent.segment, segment, decision.trace);
         }
-        Some(extent.segment)
+        extent.segment
     }
 
     /// What this segment's records are about in others is not known here, so it goes in its order only: that of a
@@ -92,13 +89,18 @@ impl Shard {
     /// it would go round for ever. It is forgotten in minutes. For a log that is tight a tenth is worth it.
     pub(super) fn is_worth_going(&self, segment: SegmentId, is_tight: bool) -> bool {
         let bytes = u64::from(self.space.config().segment_bytes);
-        let most = if is_tight { bytes / 10 * 9 } else { bytes / 2 };
-        self.decisions.carried_bytes(segment) <= most
+        let (decisions, hashes) = self.decisions.carried_bytes(segment);
+        if is_tight {
+            decisions <= bytes / 10 * 9
+        } else {
+            decisions + hashes <= bytes / 2
+        }
     }
 
     /// What is remembered as exported outlives the record of it: a client may repeat its request after a restart.
     pub(super) fn carry_exports(&mut self, from: SegmentId, touched: &mut BTreeSet<SegmentId>) {
-        if PlantedBug::ExportsForgotten.is_planted() {
+        // What clients send comes before what they might repeat after a restart.
+        if self.space.is_tight() || PlantedBug::ExportsForgotten.is_planted() {
             return;
         }
         let mut first = None;

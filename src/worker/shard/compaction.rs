@@ -382,8 +382,8 @@ impl Shard {
             self.space.release(live.iter().map(|(it, _)| it.from));
             if let Some(decision) = kept.filter(|_| !live.is_empty()) {
                 let segments = live.iter().map(|(it, _)| it.to.segment);
-                pass.touched
-                    .extend(self.write_verdict_beside(&decision, segments));
+                let written_to = self.write_verdict_beside(&decision, segments);
+                pass.touched.insert(written_to);
             }
             // Exported or dropped while it was copied. What says so may go before the copy does.
             self.space.release(dead.iter().map(|(it, _)| it.to));

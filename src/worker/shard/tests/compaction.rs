@@ -18,8 +18,8 @@ fn timing() -> Timing {
 }
 
 impl Bench {
-    /// Until the compactor has nothing to do.
-    fn compact(&mut self, now: Moment) {
+    /// Until the compactor has nothing to do, and it is how late then.
+    pub(super) fn compact(&mut self, now: Moment) -> Moment {
         let budget = Budget::new(1 << 30);
         let mut now = now;
         let mut idle = 0;
@@ -40,6 +40,7 @@ impl Bench {
             }
         }
         assert!(self.write_at(now));
+        now
     }
 
     /// Frames of undecided and kept traces, and of dropped ones that are young, and what is remembered of others.

@@ -731,10 +731,17 @@ impl Cluster {
 
     fn read_again(&mut self, n: usize) {
         let now = self.now();
+        let compacts = self.random.random_range(0..3) == 0;
         let bench = &mut self.nodes[n].bench;
         if let Some(reopen) = bench.shard.next_reopen() {
             let found = reopen.read(&bench.volume).ok();
             bench.shard.reopened(reopen, found, now);
+        }
+        // What a failed write took out of a trace is made good by folding it again.
+        while bench.refold_one(now) {}
+        if compacts {
+            let now = bench.compact(now);
+            self.millis = now.since(at(0)).as_millis() as u64;
         }
     }
 

@@ -10,7 +10,7 @@ use crate::worker::refolder::carry_out;
 
 impl Bench {
     /// One piece of work, carried out at once. False if there is none.
-    fn refold_one(&mut self, now: Moment) -> bool {
+    pub(super) fn refold_one(&mut self, now: Moment) -> bool {
         let Some(mut work) = self.shard.next_refold(now) else {
             return false;
         };
