@@ -12,11 +12,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tracing::{debug, error, info, warn};
 
 use crate::cluster::roster::{
-    Distrust, Effects, Event, NoAnswer, Note, Roster, RosterConfig, RosterMember, Said, SyncWith,
+    Distrust, Effects, Event, Hint, NoAnswer, Note, Roster, RosterConfig, RosterMember, Said,
+    SyncWith,
 };
 use crate::cluster::{Answer, Publisher, ViewHandle};
 use crate::model::{Fingerprint, Identity, Member, MemberState, SteadyClock};
@@ -30,6 +31,10 @@ use crate::worker::peering_metrics::PeeringMetrics;
 
 /// Several in each of the times that the roster tells apart.
 const TICK: Duration = Duration::from_millis(200);
+/// Between two views that are asked for.
+const VIEWS_EVERY: Duration = Duration::from_secs(1);
+/// Who was not heard for longer is nobody to be told of.
+const TOLD_FRESH: Duration = Duration::from_secs(10);
 /// How long a stop waits until the others know of it.
 const GOODBYE: Duration = Duration::from_secs(1);
 
@@ -56,6 +61,9 @@ pub struct Peering {
     roster: Mutex<Roster>,
     /// The ring is to be published.
     changed: Notify,
+    /// A peer whose ring is another one, to be asked for its view.
+    differs: mpsc::Sender<Member>,
+    differing: Mutex<Option<mpsc::Receiver<Member>>>,
     /// Hellos under way; a stop waits for its last ones.
     hellos: watch::Sender<usize>,
     metrics: PeeringMetrics,
@@ -76,6 +84,7 @@ impl Peering {
             otlp,
             peer,
         } = config;
+        let (differs, differing) = mpsc::channel(1);
         let client = PeerClient::new(cluster.clone(), Some(identity.clone()), calls);
         let client = Arc::new(client);
         worker.hand_over_by(client.clone());
@@ -90,6 +99,8 @@ impl Peering {
             roster: Mutex::new(Roster::new(RosterConfig::default(), identity.clone(), otlp)),
             me: identity,
             changed: Notify::new(),
+            differs,
+            differing: Mutex::new(Some(differing)),
             hellos: watch::channel(0).0,
             metrics,
         })
@@ -102,9 +113,18 @@ impl Peering {
         publisher: Publisher,
     ) -> JoinHandle<()> {
         let peering = Arc::clone(self);
+        let differing = self
+            .differing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         tokio::spawn(async move {
             peering.handle(Event::Indexed);
-            tokio::join!(peering.listen(answers), peering.publish(publisher));
+            tokio::join!(
+                peering.listen(answers),
+                peering.publish(publisher),
+                peering.ask_views(differing)
+            );
         })
     }
 
@@ -167,6 +187,20 @@ impl Peering {
         }
     }
 
+    /// Two workers that DNS does not list, or lists elsewhere, find each other through a third.
+    async fn ask_views(self: &Arc<Self>, differing: Option<mpsc::Receiver<Member>>) {
+        let Some(mut differing) = differing else {
+            return;
+        };
+        while let Some(member) = differing.recv().await {
+            match self.client.view(&member).await {
+                Ok(view) => self.handle(Event::Told(&hints(view.members))),
+                Err(error) => debug!(%member, %error, "a peer did not say who is there"),
+            }
+            sleep(VIEWS_EVERY).await;
+        }
+    }
+
     fn handle(self: &Arc<Self>, event: Event<'_>) {
         drop(self.take(event));
     }
@@ -226,7 +260,13 @@ impl Peering {
 
     async fn say_hello(self: &Arc<Self>, member: &Member) {
         let event = match self.client.hello(member, &self.own_hello()).await {
-            Ok((answer, at)) => Event::Answered(said(answer.hello, at.ip())),
+            Ok((answer, at)) => {
+                if answer.fingerprint != Some(self.view.load().fingerprint()) {
+                    // Full: one is asked already.
+                    self.differs.try_send(member.clone()).ok();
+                }
+                Event::Answered(said(answer.hello, at.ip()))
+            }
             Err(error) => {
                 debug!(%member, %error, "a hello was not answered");
                 Event::NotAnswered(member.clone(), no_answer(&error))
@@ -337,6 +377,20 @@ fn said(hello: Hello, seen_at: IpAddr) -> Said {
         otlp,
         peer,
     }
+}
+
+/// Whom the peer has heard itself, and lately.
+fn hints(members: Vec<KnownMember>) -> Vec<Hint> {
+    let hint = |it: KnownMember| {
+        let (_, state) = it.said?;
+        let is_there = state != MemberState::Draining && !it.suspect && it.silent < TOLD_FRESH;
+        let peer = it.peer.filter(|_| is_there)?;
+        Some(Hint {
+            member: it.member,
+            peer,
+        })
+    };
+    members.into_iter().filter_map(hint).collect()
 }
 
 fn no_answer(error: &PeerError) -> NoAnswer {

@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::dns::DnsServer;
+use crate::dns::{DnsServer, Mode};
 use crate::process::{PATIENCE, Process, ROUTER, Scrape, WORKER, free_address, page, until};
 
 const SERVICE: &str = "_otlp-grpc._tcp.workers.obs.svc.cluster.local";
@@ -292,6 +292,72 @@ async fn a_stranger_at_an_old_address_is_not_taken_for_the_worker_that_moved() {
     }
     // DNS vouches for the name, wherever it says that it is.
     w1.ready().await;
+}
+
+/// Who is heard is there, and where it says: DNS may fail, drop names, or give them each other's addresses.
+#[tokio::test]
+async fn dns_that_fails_flaps_and_lies_changes_nothing_for_workers_that_are_heard() {
+    let world = World::new().await;
+    let (at0, at1, nobody) = (Ports::free(), Ports::free(), Ports::free());
+    world.list(&[(W0, at0), (W1, at1)]);
+    let w0 = world.worker(W0, "w0", at0);
+    let w1 = world.worker(W1, "w1", at1);
+    let router = world.router();
+    let nodes = [&w0, &w1, &router];
+    w0.ready().await;
+    w1.ready().await;
+    // A router has heard of a worker when another one told.
+    until("the router was told", PATIENCE, async || {
+        let calls = ["call=\"view\"", "outcome=\"ok\""];
+        (router.counts("tailring_peer_calls_total", &calls).await >= 4).then_some(())
+    })
+    .await;
+    let changes = async || {
+        let mut changes = Vec::new();
+        for node in nodes {
+            changes.push(
+                node.counts("tailring_discovery_view_changes_total", &[])
+                    .await,
+            );
+        }
+        changes
+    };
+    let before = changes().await;
+    let answered = async |outcome: &str| {
+        let labels = [format!("outcome=\"{outcome}\"")];
+        for node in nodes {
+            let count = async || {
+                let labels = [labels[0].as_str()];
+                node.counts("tailring_discovery_answers_total", &labels)
+                    .await
+            };
+            let seen = count().await;
+            until("another answer", PATIENCE, async || {
+                (count().await > seen).then_some(())
+            })
+            .await;
+        }
+    };
+    world.list(&[(W0, at0)]);
+    answered("ok").await;
+    world.dns.set_mode(Mode::ServFail);
+    answered("servfail").await;
+    world.dns.set_mode(Mode::Empty);
+    answered("empty").await;
+    world.dns.set_mode(Mode::Answer);
+    world.list(&[(W0, at1), (W1, at0)]);
+    answered("ok").await;
+    world.list(&[(W0, nobody), (W1, nobody)]);
+    answered("ok").await;
+    world.list(&[(W0, at0), (W1, at1)]);
+    answered("ok").await;
+    assert_eq!(changes().await, before);
+    assert_eq!(w0.counts("tailring_roster_ready", &[]).await, 1);
+    assert_eq!(
+        w1.counts("tailring_roster_events_total", &["event=\"rejoining\""])
+            .await,
+        0
+    );
 }
 
 /// What fifty workers pay for knowing each other: the CPU time of each in a cluster of fifty, less what it takes in

@@ -16,6 +16,8 @@ pub(super) struct Entry {
     answered_at: Option<Moment>,
     /// A hello that came says where it is; DNS may be late.
     address_from_hello: bool,
+    /// Where a peer has heard it, to be tried once.
+    hint: Option<SocketAddr>,
     pub(super) hello_due: Moment,
     hello_under_way: bool,
     /// A hello of ours ended, whichever way, since the last joining began.
@@ -56,6 +58,7 @@ impl Entry {
             heard_at: None,
             answered_at: None,
             address_from_hello: false,
+            hint: None,
             hello_due: now,
             hello_under_way: false,
             tried: false,
@@ -91,6 +94,20 @@ impl Entry {
         }
     }
 
+    /// A peer has heard it there. Whether that is news.
+    pub(super) fn hint(&mut self, peer: SocketAddr, now: Moment, config: &RosterConfig) -> bool {
+        let is_news = !self.is_fresh(now, config) && self.peer_address() != Some(peer);
+        if is_news {
+            self.hint = Some(peer);
+        }
+        is_news
+    }
+
+    /// Whether there was one.
+    pub(super) fn drop_hint(&mut self) -> bool {
+        self.hint.take().is_some()
+    }
+
     /// Takes in a hello that is believed.
     pub(super) fn hear(&mut self, said: Said, answered: bool, now: Moment) -> News {
         let mut news = News {
@@ -122,6 +139,7 @@ impl Entry {
         self.said = Some(said);
         self.heard_at = Some(now);
         self.address_from_hello = true;
+        self.hint = None;
         news
     }
 
@@ -229,6 +247,9 @@ impl Entry {
     }
 
     pub(super) fn peer_address(&self) -> Option<SocketAddr> {
+        if self.hint.is_some() {
+            return self.hint;
+        }
         let said = self.said.as_ref().map(|said| said.peer);
         let listed = self.dns.as_ref().and_then(|dns| {
             let ip = dns.otlp?.ip();

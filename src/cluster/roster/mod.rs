@@ -13,6 +13,7 @@
 //! - **A name that was never heard** is DNS's alone: it is never SUSPECT while DNS lists it. It may be of a version
 //!   without a peer port, or the port may be closed by a firewall, and then DNS decides as it did before there were
 //!   peers. Should it be dead, its traces are held in custody.
+//! - **What peers tell of others** ([`Event::Told`]) is where to look, no more: who does not answer here is not in.
 //! - **One life a name.** A lower incarnation than one that was heard is refused, also after the name left. A process that
 //!   learns of a younger one of its own name is *fenced*: it gives no verdict any more.
 //! - **Joining** (`joining`): no verdict before every reachable peer has told what it holds for this worker.
@@ -99,6 +100,8 @@ pub enum Event<'a> {
     Answered(Said),
     /// Our hello to `Member` was not answered, or not by it.
     NotAnswered(Member, NoAnswer),
+    /// A peer whose ring is another one has heard these lately. They are asked; what they answer is what counts.
+    Told(&'a [Hint]),
     /// Time passes. Several times a second.
     Tick,
     /// The log is indexed: from here on this worker can be asked for what it holds.
@@ -109,6 +112,13 @@ pub enum Event<'a> {
     NotSynced(SyncWith),
     /// The process was asked to stop.
     Drain,
+}
+
+/// Where a peer has heard a member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hint {
+    pub member: Member,
+    pub peer: SocketAddr,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -332,6 +342,7 @@ impl Roster {
             Event::Hello(said) => self.heard(said, false, now, &mut effects),
             Event::Answered(said) => self.heard(said, true, now, &mut effects),
             Event::NotAnswered(member, why) => self.not_answered(&member, why, now, &mut effects),
+            Event::Told(hints) => self.told(hints, now, &mut effects),
             Event::Tick => self.tick(now, &mut effects),
             Event::Indexed => {
                 if matches!(self.phase, Phase::Indexing) {
@@ -482,9 +493,28 @@ impl Roster {
         if let Some(entry) = self.others.get_mut(member) {
             entry.hello_ended();
             entry.tried = true;
+            effects.addresses_changed |= entry.drop_hint();
         }
         self.refresh(member, now, effects);
         self.say_hellos_to(member, now, effects);
+    }
+
+    fn told(&mut self, hints: &[Hint], now: Moment, effects: &mut Effects) {
+        for Hint { member, peer } in hints {
+            let has_room = self.others.len() < Table::MEMBERS_MAX;
+            if *member == self.me.member || (!has_room && !self.others.contains_key(member)) {
+                continue;
+            }
+            let entry = self
+                .others
+                .entry(member.clone())
+                .or_insert_with(|| Entry::new(now));
+            if entry.hint(*peer, now, &self.config) {
+                entry.hello_due = now;
+                effects.addresses_changed = true;
+            }
+        }
+        self.say_hellos(now, effects);
     }
 
     fn tick(&mut self, now: Moment, effects: &mut Effects) {

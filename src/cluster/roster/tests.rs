@@ -464,6 +464,45 @@ fn a_worker_that_dns_does_not_list_is_in_once_a_peer_heard_it() {
     assert!(!desk.roster.was_listed());
 }
 
+#[test]
+fn what_a_peer_tells_of_another_is_where_to_look_and_no_more() {
+    let hint = |name: &str, last| Hint {
+        member: member(name),
+        peer: address(last, 4319),
+    };
+    let at = |desk: &Desk, name: &str| {
+        let mut peers = desk.roster.peers();
+        peers.find(|(it, ..)| **it == member(name)).unwrap().1
+    };
+    let mut desk = Desk::started(&[("me", 1), ("a", 2), ("b", 3)]);
+    desk.answered("a", 5);
+    desk.not_answered("b");
+    desk.effects.hello.clear();
+    // DNS is wrong about b, and does not know c; a was heard by ourselves.
+    desk.tell(Event::Told(&[
+        hint("a", 70),
+        hint("b", 71),
+        hint("c", 72),
+        hint("me", 73),
+    ]));
+    assert_eq!(desk.effects.hello, [member("b"), member("c")]);
+    assert_eq!(
+        (at(&desk, "b"), at(&desk, "c")),
+        (address(71, 4319), address(72, 4319))
+    );
+    assert_eq!(desk.names(), "a b me");
+    desk.answered("c", 1);
+    assert_eq!(desk.names(), "a b c me");
+    desk.not_answered("b");
+    assert_eq!(at(&desk, "b"), address(3, 4319), "DNS again");
+    // Told again and again, and never there.
+    for _ in 0..400 {
+        desk.tell(Event::Told(&[hint("d", 80)]));
+        desk.wait_with(200, &[("a", 5)]);
+    }
+    assert_eq!(desk.names(), "a b me");
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Wait(u64),
@@ -472,6 +511,7 @@ enum Step {
     Answer(usize, u64, u8),
     NoAnswer(usize, u8),
     Synced(bool),
+    Told(usize),
     Drain,
 }
 
@@ -485,6 +525,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0..NAMES.len(), 1..4u64, 0..3u8).prop_map(|(n, i, s)| Step::Answer(n, i, s)),
         2 => (0..NAMES.len(), 0..3u8).prop_map(|(n, w)| Step::NoAnswer(n, w)),
         3 => any::<bool>().prop_map(Step::Synced),
+        1 => (0..NAMES.len()).prop_map(Step::Told),
         1 => Just(Step::Drain),
     ]
 }
@@ -560,6 +601,11 @@ proptest! {
                     if let Some(sync) = asked.pop() {
                         desk.tell(if done { Event::Synced(sync) } else { Event::NotSynced(sync) });
                     }
+                }
+                Step::Told(name) => {
+                    is_failure = true; // as little as that it changes
+                    let hint = Hint { member: member(NAMES[name]), peer: address(80, 4319) };
+                    desk.tell(Event::Told(&[hint]));
                 }
                 Step::Drain => desk.tell(Event::Drain),
             }
