@@ -83,7 +83,7 @@ async fn finds_nothing_wrong(cluster: &mut Cluster, what: &str, load: LoadEnd) -
 #[tokio::test]
 async fn a_rolling_restart_at_new_addresses_loses_and_splits_nothing() {
     let mut cluster = Cluster::start(Plan::default()).await;
-    let load = cluster.routed_load("2k", 40, &[]);
+    let load = cluster.routed_load("2k", 30, &[]);
     a_while(&cluster, 4_000).await;
     for worker in 0..3 {
         ends(&mut cluster, worker).await;
@@ -97,7 +97,7 @@ async fn a_rolling_restart_at_new_addresses_loses_and_splits_nothing() {
 #[tokio::test]
 async fn a_worker_that_comes_and_goes_again_loses_and_splits_nothing() {
     let mut cluster = Cluster::start(Plan::default()).await;
-    let load = cluster.routed_load("2k", 25, &[]);
+    let load = cluster.routed_load("2k", 18, &[]);
     a_while(&cluster, 4_000).await;
     let another = cluster.start_another();
     cluster.workers[another].ready().await;

@@ -484,6 +484,7 @@ impl Shard {
             shrink(&mut self.retained);
             self.deadlines.shrink();
         }
+        self.offer_what_was_received(now);
         self.look_for_decisions_to_tell();
         self.make_room();
         self.free_segments(now);

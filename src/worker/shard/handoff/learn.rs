@@ -113,7 +113,7 @@ impl Shard {
         if known.is_final() {
             self.apply(known);
         } else if self.handing.elsewhere(trace).is_some() {
-            self.offer(trace);
+            self.offer_later(trace, now);
         } else if known.decided_at + self.config.drop_retain > now {
             self.reopen(trace);
         } else {

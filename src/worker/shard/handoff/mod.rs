@@ -72,8 +72,11 @@ use crate::wire::FragmentView;
 pub const FORCED_AFTER: Duration = Duration::from_secs(90);
 /// Verdicts that wait for one member. Beyond it they are looked through again once these are told.
 const LANE_DECISIONS_MAX: usize = 1 << 16;
-/// Remembered verdicts looked at in one tick.
-const LOOKED_AT_A_TICK: usize = 1 << 13;
+/// Remembered verdicts looked at in one tick: 2 ms.
+const LOOKED_AT_A_TICK: usize = 1 << 16;
+/// What was received and belongs elsewhere goes on so much later: as long as two members believe that the
+/// other one is the owner, their traces would go to and fro as fast as the network can.
+const PASS_ON_AFTER: Duration = Duration::from_secs(1);
 
 /// What one member is to be given, in one message.
 #[derive(Debug)]
@@ -105,6 +108,8 @@ pub(super) struct Handing {
     generation: u64,
     /// Traces with a generation under way.
     under_way: usize,
+    /// Received, and to be handed on then.
+    later: VecDeque<(Moment, TraceId)>,
     /// The number of the next verdict to look at.
     next_decision: u64,
     /// Verdicts before this number were told to their owners in this ring.
@@ -165,6 +170,7 @@ impl Shard {
             handing.told = Some((before.table().clone(), handing.next_decision));
         }
         handing.next_decision = 0;
+        handing.later.clear();
         let mut lanes = std::mem::take(&mut handing.lanes);
         for member in ownership.others() {
             let was = lanes.remove(member).unwrap_or_default();
@@ -214,6 +220,19 @@ impl Shard {
     pub(super) fn offer(&mut self, trace: TraceId) {
         if let Some(lane) = self.handing.lane_of(trace) {
             lane.traces.push_back(trace);
+        }
+    }
+
+    /// A trace was received that may belong elsewhere.
+    pub(super) fn offer_later(&mut self, trace: TraceId, now: Moment) {
+        if self.handing.elsewhere(trace).is_some() {
+            self.handing.later.push_back((now + PASS_ON_AFTER, trace));
+        }
+    }
+
+    pub(super) fn offer_what_was_received(&mut self, now: Moment) {
+        while let Some((_, trace)) = self.handing.later.pop_front_if(|(at, _)| *at <= now) {
+            self.offer(trace);
         }
     }
 
@@ -296,7 +315,7 @@ impl Shard {
             lane.not_before = Moment::ZERO;
         }
         let is_looking = self.handing.next_decision < self.decisions.next_number();
-        let left = lane.traces.len() + lane.decisions.len();
+        let left = lane.traces.len() + lane.decisions.len() + self.handing.later.len();
         let busy = usize::from(lane.is_busy) + usize::from(lane.has_overflown);
         Some((left + busy + usize::from(is_looking)) as u64)
     }
@@ -305,6 +324,7 @@ impl Shard {
     pub fn is_drained(&self) -> bool {
         self.index.is_empty()
             && self.handing.next_decision >= self.decisions.next_number()
+            && self.handing.later.is_empty()
             && self.handing.lanes.values().all(Lane::is_empty)
     }
 

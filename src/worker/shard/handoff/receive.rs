@@ -152,7 +152,7 @@ impl Shard {
         } else if is_undecided {
             let due = self.index.get(trace).map(|entry| self.due(entry).0);
             self.deadlines.push(due.unwrap_or(now).max(now), trace);
-            self.offer(trace);
+            self.offer_later(trace, now);
         } else {
             self.queue_export(trace);
         }
