@@ -1,9 +1,7 @@
 //! The failure table: what breaks, what the client sees of it, what is counted, and what is lost,
 //! doubled or split. Whatever else a row may cost, no acknowledged span is ever lost.
 //!
-//! Rows print what they measured (`cargo test --test cluster -- --nocapture`). Without handoff a
-//! trace that has spans at its owner and at a stand-in is exported by both: such rows count splits
-//! and bound them.
+//! Rows print what they measured (`cargo test --test cluster -- --nocapture`).
 
 use std::time::Duration;
 
@@ -160,7 +158,8 @@ async fn a_worker_that_is_killed_and_comes_back_loses_nothing_acknowledged() {
     row("worker killed, back after 3 s", &load, found);
     println!("ROW   opened {opens} times, {surrogate} surrogate spans");
     assert!(opens > 0 && surrogate > 0);
-    nothing_is_lost(found, &load);
+    // Stand-ins give what they hold to the owner when it is back, and it judges.
+    all_is_clean(found, &load);
 }
 
 #[tokio::test]
@@ -181,10 +180,9 @@ async fn a_worker_that_is_asked_to_stop_and_comes_back_loses_nothing() {
     let surrogate = surrogate_spans(&cluster).await;
     let found = cluster.verify("load").await;
     row("worker restarted with SIGTERM", &load, found);
+    // It says that it leaves: nobody needs a stand-in for it.
     println!("ROW   {surrogate} surrogate spans");
-    assert!(surrogate > 0);
-    nothing_is_lost(found, &load);
-    assert!(found.split <= surrogate, "{found:?}");
+    all_is_clean(found, &load);
 }
 
 #[tokio::test]

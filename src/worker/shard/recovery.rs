@@ -302,13 +302,14 @@ impl Shard {
     /// One of them, read back.
     pub fn fold_again(&mut self, fragment: &StoredFragment) {
         let is_counted = self.recovering.moved.contains(&fragment.trace);
-        if let Some(entry) = self.index.get_mut(fragment.trace) {
-            if is_counted && entry.stage == Stage::Undecided {
-                entry.spans += fragment.spans;
-                let bytes = fragment.scopes.iter().map(|it| it.spans.len() as u64);
-                entry.span_bytes += bytes.sum::<u64>();
-                self.index.count_spans(fragment.spans);
-            }
+        if is_counted
+            && let Some(entry) = self.index.get_mut(fragment.trace)
+            && entry.stage == Stage::Undecided
+        {
+            entry.spans += fragment.spans;
+            let bytes = fragment.scopes.iter().map(|it| it.spans.len() as u64);
+            entry.span_bytes += bytes.sum::<u64>();
+            self.index.count_spans(fragment.spans);
         }
         if let Some(entry) = self.index.get_mut(fragment.trace) {
             self.rules.fold_stored(
