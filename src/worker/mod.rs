@@ -5,7 +5,7 @@
 //! → `limiter` (the limits that all shards ask) → `exporter` and `message` (from a verdict to the
 //! backend's OK; `export_memory` says when they may) → `isolation` and `dead_letters` (what the backend refuses) → `export` (destinations).
 //! `footers` spares the next start time. `forward` passes on what belongs to others. `simulated` runs
-//! the same shards in one thread, for `tests/crash`.
+//! the same shards in one thread, for `tests/crash` and `tests/simulation`.
 
 pub mod export;
 
@@ -28,5 +28,5 @@ mod start;
 pub use disk::AckLevel;
 pub use metrics::WorkerMetrics;
 pub use shard::OnPressure;
-pub use simulated::{SimulatedAnswer, SimulatedWorker};
+pub use simulated::{SimulatedAnswer, SimulatedDoor, SimulatedWorker};
 pub use start::{StartError, Worker, WorkerConfig};

@@ -379,6 +379,11 @@ impl Running {
         work.try_recv().ok()
     }
 
+    /// Something has come for the next turn.
+    pub(crate) fn is_wanted(&self) -> bool {
+        !self.data.is_empty() || !self.control.is_empty() || !self.done.is_empty()
+    }
+
     pub(crate) fn shard(&self) -> &Shard {
         &self.shard
     }

@@ -1,6 +1,8 @@
 //! A worker in one thread, for tests: its shards, their queues and what its disk threads do, each
 //! step taken when the caller says so and at the time the caller says it is. No sockets and no
-//! exporters (whoever pulls is the backend), and no limits either.
+//! exporters (whoever pulls is the backend), and no limits either. Requests come in by
+//! [`SimulatedWorker::append`], as if the ring were this worker alone, or by its [`SimulatedDoor`], the way
+//! they come from the network.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -8,13 +10,17 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
+use crate::cluster::ViewHandle;
 use crate::log::{Disk, Footed, ReadError, RecoveryReport, Space, StoredFragment, Volume};
 use crate::model::{Decision, Extent, Moment, TraceId};
 use crate::net::admission::Budget;
+use crate::net::client::Dial;
+use crate::net::server::{Accepted, IngestRequest};
+use crate::net::status::Refusal;
 use crate::policy::Rules;
 use crate::wire::ScanLimits;
 use crate::worker::disk;
-use crate::worker::ingest::{Incoming, shard_of};
+use crate::worker::ingest::{Incoming, Intake, shard_of};
 use crate::worker::shard::{AppendRefused, ExportWork, Placement, Shard};
 use crate::worker::shard_thread::{self, DiskEnd, First, Running, ShardHandle};
 use crate::worker::start::{Opened, open};
@@ -34,6 +40,17 @@ struct SimulatedShard {
     handle: ShardHandle,
     running: Running,
     disk: DiskEnd,
+}
+
+/// Where a simulated worker's requests come in; cheap to clone. Of no use after its worker's end.
+#[derive(Debug, Clone)]
+pub struct SimulatedDoor(Arc<Intake>);
+
+impl SimulatedDoor {
+    /// As [`crate::net::server::Ingest::ingest`] of a worker; needs a runtime, and the worker's turns.
+    pub async fn take_in(&self, request: IngestRequest) -> Result<Accepted, Refusal> {
+        self.0.take_in(request).await
+    }
 }
 
 /// What a client waits for.
@@ -93,6 +110,37 @@ impl<D: Disk> SimulatedWorker<D> {
             shards: shards.into_iter().enumerate().map(start).collect(),
             footed: VecDeque::new(),
         })
+    }
+
+    /// The way in for a worker that is one of several: it finds the others by `view` and passes on
+    /// what is theirs.
+    pub fn door(
+        &self,
+        config: &WorkerConfig,
+        view: ViewHandle,
+        dial: Arc<dyn Dial>,
+        metrics: WorkerMetrics,
+    ) -> SimulatedDoor {
+        let shards = self.shards.iter().map(|shard| shard.handle.clone());
+        let intake = Intake::new(config, view, shards.collect(), dial, metrics);
+        SimulatedDoor(Arc::new(intake))
+    }
+
+    /// Whether this worker gives verdicts, from its next turns on.
+    pub fn set_deciding(&self, deciding: bool) {
+        for shard in &self.shards {
+            shard.handle.set_deciding(deciding);
+        }
+    }
+
+    /// Something waits for a shard's next turn.
+    pub fn is_wanted(&self, shard: usize) -> bool {
+        self.shards[shard].running.is_wanted()
+    }
+
+    /// When a shard has something to do if nothing comes in.
+    pub fn next_wakeup(&self, shard: usize) -> Option<Moment> {
+        self.shards[shard].running.shard().next_wakeup()
     }
 
     pub fn recovery(&self) -> &RecoveryReport {
@@ -201,6 +249,16 @@ impl<D: Disk> SimulatedWorker<D> {
     pub fn verdict(&self, trace: TraceId) -> Option<&Decision> {
         let shard = &self.shards[self.shard_of(trace)];
         shard.running.shard().verdict(trace)
+    }
+
+    /// A batch waits for [`SimulatedWorker::write`].
+    pub fn has_batch(&self, shard: usize) -> bool {
+        !self.shards[shard].disk.batches.is_empty()
+    }
+
+    pub fn undecided(&self) -> usize {
+        let shards = self.shards.iter();
+        shards.map(|shard| shard.running.shard().undecided()).sum()
     }
 
     /// Kept traces that the backend has not got.

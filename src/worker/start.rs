@@ -12,18 +12,18 @@ use crate::log::{
 };
 use crate::model::{Fingerprint, Incarnation, Member, SteadyClock};
 use crate::net::admission::Budget;
+use crate::net::client::Grpc;
 use crate::policy::Rules;
 use crate::ring::SLOTS;
 use crate::trace::DecisionMemory;
-use crate::wire::{Fragments, Scan, ScanLimits};
+use crate::wire::ScanLimits;
 use crate::worker::dead_letters::{DeadLetters, LetterSize};
 use crate::worker::disk::AckLevel;
 use crate::worker::export::Destination;
 use crate::worker::export_memory::ExportMemory;
 use crate::worker::exporter::{Begun, EXPORTERS_PER_SHARD, Exporter};
 use crate::worker::footers;
-use crate::worker::forward::Peers;
-use crate::worker::ingest::shard_of;
+use crate::worker::ingest::{Intake, shard_of};
 use crate::worker::isolation::Trust;
 use crate::worker::limiter::{self, Limiter};
 use crate::worker::metrics::WorkerMetrics;
@@ -66,12 +66,11 @@ pub enum StartError {
 /// A running worker. Receives as a [`crate::net::server::Ingest`].
 #[derive(Debug)]
 pub struct Worker {
-    pub(crate) name: Member,
-    pub(crate) config: WorkerConfig,
+    name: Member,
     pub(crate) view: ViewHandle,
-    pub(crate) shards: Vec<ShardHandle>,
-    pub(crate) peers: Arc<Peers>,
-    pub(crate) metrics: WorkerMetrics,
+    shards: Vec<ShardHandle>,
+    pub(crate) intake: Intake,
+    metrics: WorkerMetrics,
     space: Arc<Space>,
     letters: Arc<dyn LetterSize>,
     clock: SteadyClock,
@@ -83,22 +82,16 @@ pub struct Worker {
     limiter: Mutex<Option<(Limiter, Option<Fingerprint>)>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     exporters: Mutex<Vec<tokio::task::JoinHandle<()>>>,
-    /// Scans and fragment lists that are warm. Bounded: a burst's surplus is dropped.
-    parsed: Mutex<Vec<(Scan, Fragments)>>,
 }
 
 /// Read back at a time when an earlier life's traces are folded again.
 const FOLD_BYTES: u64 = 4 << 20;
-const PARSED_KEPT: usize = 64;
 /// Message buffers that are kept for the next message.
 const SPARE_MESSAGES: usize = 2;
 const SPARE_MESSAGE_BYTES_MAX: usize = 8 << 20;
 /// Of a shard's buffers for the disk about two are idle at a time, and nobody pays for those: together
 /// they are at most an eighth of the budget.
 const SPARE_BUFFERS_A_BUDGET: u64 = 16;
-/// A request of some 5,000 spans. The largest ones make 40 MiB, and 64 of those would never be
-/// given back.
-const PARSED_BYTES_MAX: usize = 1 << 20;
 
 /// A backend that is well answers within this.
 const LAST_ANSWER_WITHIN: Duration = Duration::from_secs(3);
@@ -182,11 +175,16 @@ impl Worker {
             })
             .collect();
         Ok(Arc::new(Self {
-            name: config.name.clone(),
-            config,
+            intake: Intake::new(
+                &config,
+                view.clone(),
+                handles.clone(),
+                Arc::new(Grpc),
+                metrics.clone(),
+            ),
+            name: config.name,
             view,
             shards: handles,
-            peers: Arc::default(),
             metrics,
             space,
             letters,
@@ -198,7 +196,6 @@ impl Worker {
             limiter: Mutex::new(limiter.map(|limiter| (limiter, None))),
             threads: Mutex::new(threads),
             exporters: Mutex::new(exporters),
-            parsed: Mutex::default(),
         }))
     }
 
@@ -217,7 +214,7 @@ impl Worker {
     /// Returns whether it is. Called again and again by the process.
     pub fn join(&self) -> bool {
         let view = self.view.load();
-        let joined = self.index_in(&view).is_some();
+        let joined = view.index_of(&self.name).is_some();
         self.divide_limits(&view);
         if self.deciding.swap(joined, Ordering::AcqRel) != joined {
             for shard in &self.shards {
@@ -239,7 +236,8 @@ impl Worker {
     /// Rates are those of the whole cluster: this member's part is that of its slots.
     fn divide_limits(&self, view: &View) {
         let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
-        if let (Some((limiter, divided_by)), Some(index)) = (&mut *limiter, self.index_in(view))
+        if let (Some((limiter, divided_by)), Some(index)) =
+            (&mut *limiter, view.index_of(&self.name))
             && *divided_by != Some(view.fingerprint())
         {
             let slots = view.table.slots_by_member()[usize::from(index)];
@@ -252,15 +250,6 @@ impl Worker {
     pub fn silences(&self) -> impl Iterator<Item = Duration> {
         let now = self.clock.now();
         self.shards.iter().map(move |shard| now.since(shard.beat()))
-    }
-
-    /// Where this member stands in a view.
-    pub(crate) fn index_in(&self, view: &View) -> Option<u16> {
-        view.table
-            .members()
-            .binary_search(&self.name)
-            .ok()
-            .and_then(|index| u16::try_from(index).ok())
     }
 
     /// After the last request: decides what waits for a limit, waits until what is kept is exported, at most `deadline`, then
@@ -325,25 +314,6 @@ impl Worker {
             traces += shard.awaiting_export().await;
         }
         traces
-    }
-
-    pub(crate) fn take_parsed(&self) -> (Scan, Fragments) {
-        self.parsed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop()
-            .unwrap_or_default()
-    }
-
-    pub(crate) fn give_parsed(&self, parsed: (Scan, Fragments)) {
-        let (scan, fragments) = &parsed;
-        if scan.heap_bytes() + fragments.heap_bytes() > PARSED_BYTES_MAX {
-            return;
-        }
-        let mut kept = self.parsed.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() < PARSED_KEPT {
-            kept.push(parsed);
-        }
     }
 }
 

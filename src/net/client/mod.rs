@@ -5,6 +5,7 @@
 
 mod answer;
 mod body;
+mod channel;
 mod compress;
 mod connect;
 mod grpc;
@@ -17,6 +18,7 @@ use std::time::Duration;
 
 use crate::model::Fingerprint;
 
+pub use channel::{Channel, Dial, Grpc};
 pub use compress::{Compression, Encoded};
 pub use connect::{Address, AddressError, Target};
 pub use grpc::GrpcClient;
