@@ -1,0 +1,199 @@
+//! What the world outside the workers knows: what clients were told, what the backend got, and
+//! which verdicts were given. Against these the whole cluster is held.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tailring::model::{Decision, Verdict, VerdictId};
+
+use crate::plan::{Millis, Plan};
+
+/// How long before the verdict an acknowledgement must have reached its client for its span to count as
+/// evidence that was there.
+const HEARD_BEFORE: Millis = 2_000;
+
+#[derive(Default)]
+pub(crate) struct Books {
+    /// By span: when its client first heard OK.
+    acknowledged: BTreeMap<usize, Millis>,
+    first_sent: BTreeMap<usize, Millis>,
+    /// By span: how often the backend got it.
+    delivered: BTreeMap<usize, u32>,
+    /// By trace.
+    verdicts: BTreeMap<usize, BTreeMap<VerdictId, Given>>,
+    /// By trace: under which verdicts it was exported.
+    exported_under: BTreeMap<usize, BTreeSet<VerdictId>>,
+    /// What a worker that looks says now, to see what it takes back.
+    held: BTreeMap<(usize, usize), Decision>,
+    pub(crate) violations: Vec<String>,
+}
+
+/// One verdict as it was first seen.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Given {
+    pub(crate) verdict: Verdict,
+    pub(crate) at: Millis,
+}
+
+/// What came of one run.
+#[derive(Default, Debug, Clone)]
+pub(crate) struct Account {
+    pub(crate) acknowledged: u64,
+    pub(crate) delivered: u64,
+    pub(crate) doubled: u64,
+    pub(crate) gave_up: u64,
+    /// Traces of which some acknowledged spans were exported and some dropped.
+    pub(crate) split: Vec<usize>,
+    /// Dropped although an error was acknowledged before.
+    pub(crate) wrong: Vec<usize>,
+    pub(crate) judged_twice: u64,
+}
+
+impl Books {
+    pub(crate) fn violation(&mut self, what: String) {
+        // One is met again at each look.
+        if !self.violations.contains(&what) {
+            self.violations.push(what);
+        }
+    }
+
+    pub(crate) fn sent(&mut self, plan: &Plan, spans: &[usize], now: Millis) {
+        for span in spans {
+            let trace = plan.spans[*span].trace;
+            self.first_sent.entry(trace).or_insert(now);
+        }
+    }
+
+    pub(crate) fn acknowledged(&mut self, spans: &[usize], now: Millis) {
+        for span in spans {
+            self.acknowledged.entry(*span).or_insert(now);
+        }
+    }
+
+    /// What a worker knows of a trace. `at`: when it was decided, by the clock of the world.
+    pub(crate) fn look(
+        &mut self,
+        plan: &Plan,
+        worker: usize,
+        trace: usize,
+        known: Option<(&Decision, Millis)>,
+    ) {
+        let Some((decision, at)) = known else {
+            return;
+        };
+        if let Some(held) = self.held.insert((worker, trace), *decision)
+            && held.verdict == Verdict::Keep
+            && decision.verdict == Verdict::Drop
+        {
+            let what = format!("KEEP of trace {trace} fell to DROP at worker {worker}");
+            self.violation(what);
+        }
+        let given = self.verdicts.entry(trace).or_default();
+        if given.contains_key(&decision.id) {
+            return;
+        }
+        let verdict = decision.verdict;
+        given.insert(decision.id, Given { verdict, at });
+        let wait = plan.decision_wait.as_millis() as Millis;
+        let sent = self.first_sent.get(&trace).copied();
+        let slack = 2 * plan.clocks_off_most + 2;
+        if sent.is_none_or(|sent| at + slack < sent + wait) {
+            let what = format!(
+                "trace {trace} was decided at {at} by worker {worker}, before its deadline \
+                 (first sent at {sent:?})"
+            );
+            self.violation(what);
+        }
+    }
+
+    /// A worker lost what it knew.
+    pub(crate) fn forgotten(&mut self, worker: usize) {
+        self.held.retain(|(of, _), _| *of != worker);
+    }
+
+    pub(crate) fn delivered(&mut self, trace: usize, decision: &Decision, spans: &[usize]) {
+        if decision.verdict != Verdict::Keep {
+            self.violation(format!("trace {trace} was exported under {decision:?}"));
+        }
+        let under = self.exported_under.entry(trace).or_default();
+        under.insert(decision.id);
+        for span in spans {
+            *self.delivered.entry(*span).or_default() += 1;
+        }
+    }
+
+    pub(crate) fn is_exported(&self, trace: usize) -> bool {
+        self.exported_under.contains_key(&trace)
+    }
+
+    /// Nothing is on its way any more.
+    pub(crate) fn settled(&mut self, plan: &Plan) -> Account {
+        let mut account = Account {
+            acknowledged: self.acknowledged.len() as u64,
+            delivered: self.delivered.len() as u64,
+            doubled: self.delivered.values().filter(|times| **times > 1).count() as u64,
+            ..Account::default()
+        };
+        let mut missing: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for span in self.acknowledged.keys() {
+            if !self.delivered.contains_key(span) {
+                missing
+                    .entry(plan.spans[*span].trace)
+                    .or_default()
+                    .push(*span);
+            }
+        }
+        for (trace, spans) in missing {
+            let given = self.verdicts.get(&trace);
+            let dropped = given
+                .into_iter()
+                .flatten()
+                .find(|(_, given)| given.verdict == Verdict::Drop);
+            match dropped {
+                None => {
+                    let what =
+                        format!("spans {spans:?} of trace {trace} were acknowledged and are gone");
+                    self.violation(what);
+                }
+                Some(_) if self.is_exported(trace) => account.split.push(trace),
+                Some(_) => {}
+            }
+        }
+        for (trace, given) in &self.verdicts {
+            account.judged_twice += u64::from(given.len() > 1);
+            if self.is_exported(*trace) {
+                continue;
+            }
+            let Some(last) = given.values().map(|given| given.at).max() else {
+                continue;
+            };
+            let is_heard = |(span, heard): (&usize, &Millis)| {
+                let plan = &plan.spans[*span];
+                plan.trace == *trace && plan.is_error && heard + HEARD_BEFORE <= last
+            };
+            if self.acknowledged.iter().any(is_heard) {
+                account.wrong.push(*trace);
+            }
+        }
+        account
+    }
+
+    /// All that is known of a trace, for whoever looks into a violation.
+    pub(crate) fn story(&self, plan: &Plan, trace: usize) -> String {
+        let spans: Vec<String> = plan
+            .spans
+            .iter()
+            .enumerate()
+            .filter(|(_, span)| span.trace == trace)
+            .map(|(number, span)| {
+                format!(
+                    "{number}{} ok at {:?} exported {}",
+                    if span.is_error { " (error)" } else { "" },
+                    self.acknowledged.get(&number),
+                    self.delivered.get(&number).copied().unwrap_or(0)
+                )
+            })
+            .collect();
+        let verdicts = self.verdicts.get(&trace);
+        format!("trace {trace}: spans {spans:?}, verdicts {verdicts:?}")
+    }
+}

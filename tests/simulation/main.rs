@@ -1,0 +1,225 @@
+//! Whole clusters in one thread: the routers, shards, logs and handoff that serve, under a simulated
+//! network, disk, DNS and clock, with the faults that a seed draws. Nothing acknowledged is lost, and no trace is
+//! judged in pieces.
+//!
+//! ```sh
+//! cargo test --test simulation                                        # 300 seeds
+//! TAILRING_SIMULATION_SEEDS=1-20000 cargo test --release --test simulation -- --ignored --nocapture soak
+//! TAILRING_SIMULATION_SEEDS=17 cargo test --test simulation -- --nocapture told     # one run, step by step
+//! ```
+
+#![expect(
+    clippy::expect_used,
+    clippy::print_stderr,
+    reason = "a test fails by panicking, in its helpers too, and tells people what it did"
+)]
+
+mod books;
+mod dns;
+mod fault;
+mod network;
+mod plan;
+mod pods;
+mod world;
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use fault::Scenario;
+use plan::Plan;
+use world::{Stage, run};
+
+/// What came of many seeds.
+#[derive(Default)]
+struct Tally {
+    seeds: u64,
+    faults: u64,
+    events: u64,
+    simulated_seconds: u64,
+    acknowledged: u64,
+    delivered: u64,
+    doubled: u64,
+    gave_up: u64,
+    by_scenario: BTreeMap<Scenario, Row>,
+    violations: Vec<String>,
+}
+
+#[derive(Default)]
+struct Row {
+    seeds: u64,
+    traces: u64,
+    split: u64,
+    wrong: u64,
+    judged_twice: u64,
+}
+
+impl Tally {
+    fn add(&mut self, seed: u64, stage: &Stage) {
+        let plan = Plan::new(seed);
+        let outcome = run(&plan, stage);
+        let account = &outcome.account;
+        self.seeds += 1;
+        self.faults += plan.faults.len() as u64;
+        self.events += outcome.events;
+        self.simulated_seconds += outcome.lasted / 1000;
+        self.acknowledged += account.acknowledged;
+        self.delivered += account.delivered;
+        self.doubled += account.doubled;
+        self.gave_up += account.gave_up;
+        let row = self.by_scenario.entry(plan.scenario).or_default();
+        row.seeds += 1;
+        row.traces += plan.traces.len() as u64;
+        row.split += account.split.len() as u64;
+        row.wrong += account.wrong.len() as u64;
+        row.judged_twice += account.judged_twice;
+        for what in outcome.books.violations {
+            self.violations.push(format!(
+                "seed {seed} ({:?}): {what}\n    TAILRING_SIMULATION_SEEDS={seed} cargo test \
+                 --test simulation -- --nocapture told",
+                plan.scenario
+            ));
+        }
+    }
+
+    fn merge(&mut self, other: Self) {
+        self.seeds += other.seeds;
+        self.faults += other.faults;
+        self.events += other.events;
+        self.simulated_seconds += other.simulated_seconds;
+        self.acknowledged += other.acknowledged;
+        self.delivered += other.delivered;
+        self.doubled += other.doubled;
+        self.gave_up += other.gave_up;
+        for (scenario, row) in other.by_scenario {
+            let held = self.by_scenario.entry(scenario).or_default();
+            held.seeds += row.seeds;
+            held.traces += row.traces;
+            held.split += row.split;
+            held.wrong += row.wrong;
+            held.judged_twice += row.judged_twice;
+        }
+        self.violations.extend(other.violations);
+    }
+
+    fn tell(&self, seeds: &RangeInclusive<u64>, seconds: f64) {
+        eprintln!(
+            "seeds {}-{}: {} violations in {seconds:.1} s\n\
+             {:.1} faults, {} events and {} simulated seconds a seed\n\
+             {} spans acknowledged, {} delivered, {} of them twice; {} requests were given up",
+            seeds.start(),
+            seeds.end(),
+            self.violations.len(),
+            self.faults as f64 / self.seeds.max(1) as f64,
+            self.events / self.seeds.max(1),
+            self.simulated_seconds / self.seeds.max(1),
+            self.acknowledged,
+            self.delivered,
+            self.doubled,
+            self.gave_up,
+        );
+        for (scenario, row) in &self.by_scenario {
+            eprintln!(
+                "{:<14} {:>5} seeds {:>7} traces: {} split, {} wrongly dropped, {} judged twice",
+                format!("{scenario:?}"),
+                row.seeds,
+                row.traces,
+                row.split,
+                row.wrong,
+                row.judged_twice
+            );
+        }
+    }
+}
+
+fn seeds_asked_for(default: RangeInclusive<u64>) -> RangeInclusive<u64> {
+    let Ok(asked) = std::env::var("TAILRING_SIMULATION_SEEDS") else {
+        return default;
+    };
+    let (first, last) = asked.split_once('-').unwrap_or((&asked, &asked));
+    let number = |text: &str| {
+        text.trim()
+            .parse()
+            .expect("TAILRING_SIMULATION_SEEDS=1-10000")
+    };
+    number(first)..=number(last)
+}
+
+fn run_all(seeds: RangeInclusive<u64>) -> Tally {
+    let next = AtomicU64::new(*seeds.start());
+    let total = Mutex::new(Tally::default());
+    #[expect(clippy::disallowed_methods, reason = "for people: how long it took")]
+    let began = std::time::Instant::now();
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                let stage = Stage::new();
+                let mut tally = Tally::default();
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if !seeds.contains(&seed) || tally.violations.len() > 20 {
+                        break;
+                    }
+                    tally.add(seed, &stage);
+                }
+                total.lock().expect("no thread panicked").merge(tally);
+            });
+        }
+    });
+    let total = total.into_inner().expect("no thread panicked");
+    total.tell(&seeds, began.elapsed().as_secs_f64());
+    total
+}
+
+fn assert_sound(total: &Tally) {
+    if !total.violations.is_empty() {
+        let first: Vec<&str> = total
+            .violations
+            .iter()
+            .take(10)
+            .map(String::as_str)
+            .collect();
+        panic!("\n{}", first.join("\n"));
+    }
+    assert!(total.delivered > total.seeds, "nothing was exported");
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_whatever_happens_to_the_cluster() {
+    assert_sound(&run_all(seeds_asked_for(1..=300)));
+}
+
+#[test]
+#[ignore = "as long as it is told to"]
+fn soak() {
+    assert_sound(&run_all(seeds_asked_for(1..=20_000)));
+}
+
+/// Replays one run and says what happened in it. Without a seed that was asked for, it is a run like others.
+#[test]
+fn told() {
+    let asked = std::env::var("TAILRING_SIMULATION_SEEDS").is_ok();
+    let seed = *seeds_asked_for(1..=1).start();
+    let mut plan = Plan::new(seed);
+    plan.is_told = asked;
+    let outcome = run(&plan, &Stage::new());
+    if asked {
+        for trace in 0..plan.traces.len() {
+            eprintln!("{}", outcome.books.story(&plan, trace));
+        }
+        eprintln!("{:?}", outcome.account);
+    }
+    let violations = &outcome.books.violations;
+    assert!(violations.is_empty(), "{violations:#?}");
+}
+
+/// A seed that failed is of no use unless it fails again.
+#[test]
+fn one_seed_is_one_run() {
+    for seed in [2, 12, 36] {
+        let hash = || run(&Plan::new(seed), &Stage::new()).hash;
+        assert_eq!(hash(), hash(), "seed {seed}");
+    }
+}
