@@ -12,7 +12,7 @@ use crossbeam_channel::{
 };
 use tokio::sync::oneshot;
 
-use crate::model::{SteadyClock, TraceId};
+use crate::model::{Moment, SteadyClock, TraceId};
 use crate::policy::{Answer, LimitAnswers, Limits, Rules};
 use crate::worker::shard::Ask;
 use crate::worker::shard_thread::ShardHandle;
@@ -42,10 +42,11 @@ pub(crate) struct Asking(Sender<(u16, Ask)>);
 #[derive(Debug)]
 pub(crate) struct Limiter(Sender<Control>);
 
-/// What the thread is made of, before there are shards.
-pub(crate) struct Starting {
+/// The limits with those who ask them, without a thread.
+pub(crate) struct Rounds {
     limits: Limits<Asker>,
     asks: Receiver<(u16, Ask)>,
+    answers: Vec<Answer<Asker>>,
 }
 
 impl Asking {
@@ -58,14 +59,19 @@ impl Asking {
 }
 
 /// [`None`] if these rules have no limit.
-pub(crate) fn prepare(rules: &Rules, clock: SteadyClock) -> Option<(Asking, Starting)> {
-    let limits = Limits::of(rules, clock.now())?;
+pub(crate) fn prepare(rules: &Rules, now: Moment) -> Option<(Asking, Rounds)> {
+    let limits = Limits::of(rules, now)?;
     let (sender, asks) = bounded(ASKS_MAX);
-    Some((Asking(sender), Starting { limits, asks }))
+    let rounds = Rounds {
+        limits,
+        asks,
+        answers: Vec::new(),
+    };
+    Some((Asking(sender), rounds))
 }
 
-impl Starting {
-    /// `shards` by their numbers.
+impl Rounds {
+    /// Starts the thread. `shards` by their numbers.
     pub(crate) fn spawn(
         self,
         shards: Arc<[ShardHandle]>,
@@ -73,17 +79,54 @@ impl Starting {
     ) -> std::io::Result<(Limiter, JoinHandle<()>)> {
         let (sender, control) = unbounded();
         let running = Running {
-            limits: self.limits,
-            asks: self.asks,
+            rounds: self,
             control,
             shards,
             clock,
-            answers: Vec::new(),
         };
         let thread = std::thread::Builder::new()
             .name("limits".into())
             .spawn(move || running.run())?;
         Ok((Limiter(sender), thread))
+    }
+
+    /// Takes in what was asked, closes what is due, and tells the shards.
+    pub(crate) fn go_round(&mut self, shards: &[ShardHandle], now: Moment) {
+        self.take_asks(now);
+        self.limits.close(now, &mut self.answers);
+        self.answer(shards);
+    }
+
+    pub(crate) fn set_share(&mut self, share: f64, now: Moment) {
+        self.limits.set_share(share, now);
+    }
+
+    fn take_asks(&mut self, now: Moment) {
+        // What comes meanwhile is for the next round: a window closes in time.
+        for _ in 0..self.asks.len() {
+            match self.asks.try_recv() {
+                Ok(ask) => self.ask(ask, now),
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn ask(&mut self, (shard, ask): (u16, Ask), now: Moment) {
+        let to = ask.waits.then_some((shard, ask.of.trace));
+        self.limits.ask(ask.of, to, now, &mut self.answers);
+    }
+
+    fn answer(&mut self, shards: &[ShardHandle]) {
+        let mut for_shards: Vec<Vec<(TraceId, LimitAnswers)>> = vec![Vec::new(); shards.len()];
+        for answer in self.answers.drain(..) {
+            let (shard, trace) = answer.to;
+            for_shards[usize::from(shard)].push((trace, answer.answers));
+        }
+        for (shard, answers) in shards.iter().zip(for_shards) {
+            if !answers.is_empty() {
+                shard.answer_limits(answers);
+            }
+        }
     }
 }
 
@@ -103,37 +146,31 @@ impl Limiter {
 }
 
 struct Running {
-    limits: Limits<Asker>,
-    asks: Receiver<(u16, Ask)>,
+    rounds: Rounds,
     control: Receiver<Control>,
     shards: Arc<[ShardHandle]>,
     clock: SteadyClock,
-    answers: Vec<Answer<Asker>>,
 }
 
 impl Running {
     fn run(mut self) {
         loop {
             let now = self.clock.now();
-            let wait = self
-                .limits
-                .next_close()
-                .map_or(IDLE, |at| at.since(now).min(IDLE));
+            let close = self.rounds.limits.next_close();
+            let wait = close.map_or(IDLE, |at| at.since(now).min(IDLE));
             select! {
                 recv(self.control) -> control => match control {
                     Ok(control) => self.control(control),
                     Err(_) => return,
                 },
-                recv(self.asks) -> ask => match ask {
-                    Ok(ask) => self.ask(ask),
+                recv(self.rounds.asks) -> ask => match ask {
+                    Ok(ask) => self.rounds.ask(ask, self.clock.now()),
                     // No shard is left.
                     Err(_) => return,
                 },
                 default(wait) => {}
             }
-            self.take_asks();
-            self.limits.close(self.clock.now(), &mut self.answers);
-            self.answer();
+            self.rounds.go_round(&self.shards, self.clock.now());
             match self.control.recv_timeout(GATHERING) {
                 Ok(control) => self.control(control),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -142,44 +179,17 @@ impl Running {
         }
     }
 
-    fn take_asks(&mut self) {
-        // What comes meanwhile is for the next round: a window closes in time.
-        for _ in 0..self.asks.len() {
-            match self.asks.try_recv() {
-                Ok(ask) => self.ask(ask),
-                Err(_) => return,
-            }
-        }
-    }
-
-    fn ask(&mut self, (shard, ask): (u16, Ask)) {
-        let to = ask.waits.then_some((shard, ask.of.trace));
-        let now = self.clock.now();
-        self.limits.ask(ask.of, to, now, &mut self.answers);
-    }
-
     fn control(&mut self, control: Control) {
         let now = self.clock.now();
         match control {
-            Control::Share(share) => self.limits.set_share(share, now),
+            Control::Share(share) => self.rounds.set_share(share, now),
             Control::CloseEarly(reply) => {
-                self.take_asks();
-                self.limits.close_early(now, &mut self.answers);
-                self.answer();
+                self.rounds.take_asks(now);
+                self.rounds
+                    .limits
+                    .close_early(now, &mut self.rounds.answers);
+                self.rounds.answer(&self.shards);
                 reply.send(()).ok();
-            }
-        }
-    }
-
-    fn answer(&mut self) {
-        let mut for_shards: Vec<Vec<(TraceId, LimitAnswers)>> = vec![Vec::new(); self.shards.len()];
-        for answer in self.answers.drain(..) {
-            let (shard, trace) = answer.to;
-            for_shards[usize::from(shard)].push((trace, answer.answers));
-        }
-        for (shard, answers) in self.shards.iter().zip(for_shards) {
-            if !answers.is_empty() {
-                shard.answer_limits(answers);
             }
         }
     }

@@ -1,6 +1,6 @@
 //! A worker in one thread, for tests: its shards, their queues and what its disk threads do, each
 //! step taken when the caller says so and at the time the caller says it is. No sockets and no
-//! exporters (whoever pulls is the backend), and no limits either. Requests come in by
+//! exporters (whoever pulls is the backend). Requests come in by
 //! [`SimulatedWorker::append`], as if the ring were this worker alone, or by its [`SimulatedDoor`], the way
 //! they come from the network.
 
@@ -21,6 +21,7 @@ use crate::policy::Rules;
 use crate::wire::ScanLimits;
 use crate::worker::disk;
 use crate::worker::ingest::{Incoming, Intake, shard_of};
+use crate::worker::limiter::{self, Rounds};
 use crate::worker::shard::{AppendRefused, ExportWork, Placement, Shard};
 use crate::worker::shard_thread::{self, DiskEnd, First, Running, ShardHandle};
 use crate::worker::start::{Opened, open};
@@ -33,6 +34,7 @@ pub struct SimulatedWorker<D: Disk> {
     volume: Arc<Volume<D>>,
     recovery: RecoveryReport,
     shards: Vec<SimulatedShard>,
+    limits: Option<Rounds>,
     footed: VecDeque<Footed>,
 }
 
@@ -91,10 +93,12 @@ impl<D: Disk> SimulatedWorker<D> {
             shards,
             recovery,
         } = open(config, disk, rules, metrics, secret)?;
+        let (asking, limits) = limiter::prepare(rules, now).unzip();
         let start = |(number, mut shard): (usize, Shard)| {
             shard.recovered(now);
+            let memory = config.budget.charge(0);
             let (handle, running, disk) =
-                shard_thread::prepare(number as u16, shard, None, config.budget.charge(0), now);
+                shard_thread::prepare(number as u16, shard, asking.clone(), memory, now);
             handle.set_deciding(true);
             SimulatedShard {
                 handle,
@@ -108,6 +112,7 @@ impl<D: Disk> SimulatedWorker<D> {
             volume,
             recovery,
             shards: shards.into_iter().enumerate().map(start).collect(),
+            limits,
             footed: VecDeque::new(),
         })
     }
@@ -124,6 +129,21 @@ impl<D: Disk> SimulatedWorker<D> {
         let shards = self.shards.iter().map(|shard| shard.handle.clone());
         let intake = Intake::new(config, view, shards.collect(), dial, metrics);
         SimulatedDoor(Arc::new(intake))
+    }
+
+    /// A round of the thread that holds the limits, if the rules have any.
+    pub fn limit(&mut self, now: Moment) {
+        if let Some(limits) = &mut self.limits {
+            let shards: Vec<ShardHandle> = self.shards.iter().map(|it| it.handle.clone()).collect();
+            limits.go_round(&shards, now);
+        }
+    }
+
+    /// This worker's part of the slots, 0 to 1.
+    pub fn set_share(&mut self, share: f64, now: Moment) {
+        if let Some(limits) = &mut self.limits {
+            limits.set_share(share, now);
+        }
     }
 
     /// Whether this worker gives verdicts, from its next turns on.

@@ -119,7 +119,7 @@ impl Worker {
         } = open(&config, disk, &rules, &metrics, secret)?;
         let mut handles = Vec::with_capacity(shards.len());
         let mut threads = Vec::new();
-        let (asking, limits) = limiter::prepare(&rules, clock).unzip();
+        let (asking, limits) = limiter::prepare(&rules, clock.now()).unzip();
         for (number, mut shard) in shards.into_iter().enumerate() {
             shard.recovered(clock.now());
             let (handle, pair) = shard_thread::spawn(

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tailring::model::{Decision, Verdict, VerdictId};
 
+use crate::counters::Counters;
 use crate::plan::{Millis, Plan};
 
 /// How long before the verdict an acknowledgement must have reached its client for its span to count as
@@ -166,6 +167,9 @@ impl Books {
             let Some(last) = given.values().map(|given| given.at).max() else {
                 continue;
             };
+            if plan.is_health[*trace] {
+                continue; // dropped by a `drop` policy, whatever else is in it
+            }
             let is_heard = |(span, heard): (&usize, &Millis)| {
                 let plan = &plan.spans[*span];
                 plan.trace == *trace && plan.is_error && heard + HEARD_BEFORE <= last
@@ -175,6 +179,24 @@ impl Books {
             }
         }
         account
+    }
+
+    /// The product's own counters against what was seen.
+    pub(crate) fn compare(&mut self, counters: &Counters) {
+        let given = self.verdicts.values().flat_map(BTreeMap::values);
+        let (kept, dropped): (Vec<&Given>, Vec<&Given>) =
+            given.partition(|given| given.verdict == Verdict::Keep);
+        let decided = "worker_traces_decided_total{verdict=";
+        let rows = [
+            (format!("{decided}\"keep\""), kept.len()),
+            (format!("{decided}\"drop\""), dropped.len()),
+        ];
+        for (name, seen) in rows {
+            let counted = counters.sum(&name);
+            if counted != seen as u64 {
+                self.violation(format!("{name} counts {counted}, and {seen} were seen"));
+            }
+        }
     }
 
     /// All that is known of a trace, for whoever looks into a violation.

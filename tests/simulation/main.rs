@@ -5,7 +5,7 @@
 //! ```sh
 //! cargo test --test simulation                                        # 300 seeds
 //! TAILRING_SIMULATION_SEEDS=1-20000 cargo test --release --test simulation -- --ignored --nocapture soak
-//! TAILRING_SIMULATION_SEEDS=17 cargo test --test simulation -- --nocapture told     # one run, step by step
+//! TAILRING_SIMULATION_SEEDS=17 cargo test --test simulation -- --ignored --nocapture told   # one run, step by step
 //! ```
 
 #![expect(
@@ -15,6 +15,7 @@
 )]
 
 mod books;
+mod counters;
 mod dns;
 mod fault;
 mod network;
@@ -27,6 +28,7 @@ use std::ops::RangeInclusive;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use counters::Counters;
 use fault::Scenario;
 use plan::Plan;
 use world::{Stage, run};
@@ -43,6 +45,8 @@ struct Tally {
     doubled: u64,
     gave_up: u64,
     by_scenario: BTreeMap<Scenario, Row>,
+    /// What the product counted.
+    counters: Counters,
     violations: Vec<String>,
 }
 
@@ -68,6 +72,7 @@ impl Tally {
         self.delivered += account.delivered;
         self.doubled += account.doubled;
         self.gave_up += account.gave_up;
+        self.counters.add(&outcome.counters);
         let row = self.by_scenario.entry(plan.scenario).or_default();
         row.seeds += 1;
         row.traces += plan.traces.len() as u64;
@@ -77,7 +82,7 @@ impl Tally {
         for what in outcome.books.violations {
             self.violations.push(format!(
                 "seed {seed} ({:?}): {what}\n    TAILRING_SIMULATION_SEEDS={seed} cargo test \
-                 --test simulation -- --nocapture told",
+                 --test simulation -- --ignored --nocapture told",
                 plan.scenario
             ));
         }
@@ -92,6 +97,7 @@ impl Tally {
         self.delivered += other.delivered;
         self.doubled += other.doubled;
         self.gave_up += other.gave_up;
+        self.counters.add(&other.counters);
         for (scenario, row) in other.by_scenario {
             let held = self.by_scenario.entry(scenario).or_default();
             held.seeds += row.seeds;
@@ -129,6 +135,9 @@ impl Tally {
                 row.wrong,
                 row.judged_twice
             );
+        }
+        for (name, value) in self.counters.all() {
+            eprintln!("{value:>9} {name}");
         }
     }
 }
@@ -197,20 +206,17 @@ fn soak() {
     assert_sound(&run_all(seeds_asked_for(1..=20_000)));
 }
 
-/// Replays one run and says what happened in it. Without a seed that was asked for, it is a run like others.
+/// Replays one run and says what happens in it, step by step.
 #[test]
+#[ignore = "for people"]
 fn told() {
-    let asked = std::env::var("TAILRING_SIMULATION_SEEDS").is_ok();
-    let seed = *seeds_asked_for(1..=1).start();
-    let mut plan = Plan::new(seed);
-    plan.is_told = asked;
+    let mut plan = Plan::new(*seeds_asked_for(1..=1).start());
+    plan.is_told = true;
     let outcome = run(&plan, &Stage::new());
-    if asked {
-        for trace in 0..plan.traces.len() {
-            eprintln!("{}", outcome.books.story(&plan, trace));
-        }
-        eprintln!("{:?}", outcome.account);
+    for trace in 0..plan.traces.len() {
+        eprintln!("{}", outcome.books.story(&plan, trace));
     }
+    eprintln!("{:?}", outcome.account);
     let violations = &outcome.books.violations;
     assert!(violations.is_empty(), "{violations:#?}");
 }

@@ -85,6 +85,10 @@ pub(crate) enum Event {
     Resolve {
         life: Life,
     },
+    /// The thread of the limits goes round.
+    Limit {
+        life: Life,
+    },
     Send {
         request: usize,
     },
@@ -343,6 +347,12 @@ impl Network {
 
     /// The call is over for who made it. `None` if it was over already.
     pub(crate) fn finish(&self, call: u64) -> Option<Caller> {
+        let over = self.state().calls.remove(&call)?;
+        Some(over.caller)
+    }
+
+    /// Who made the call does not wait for its answer any more. `None` if it was over already.
+    pub(crate) fn give_up(&self, call: u64) -> Option<Caller> {
         let now = self.now();
         let mut state = self.state();
         let over = state.calls.remove(&call)?;
@@ -522,7 +532,7 @@ impl Channel for Wire {
 impl Drop for Waiting {
     fn drop(&mut self) {
         // Already over if it was answered.
-        self.network.finish(self.call);
+        self.network.give_up(self.call);
     }
 }
 

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span, Status};
 use prost::Message as _;
@@ -35,6 +37,8 @@ pub(crate) struct Plan {
     /// DNS answers are as old as this at most, for each who asks.
     pub(crate) dns_lag_most: Millis,
     pub(crate) traces: Vec<TraceId>,
+    /// By trace: to be dropped by a `drop` policy, if there is one.
+    pub(crate) is_health: Vec<bool>,
     pub(crate) spans: Vec<SpanPlan>,
     pub(crate) requests: Vec<RequestPlan>,
     pub(crate) faults: Vec<(Millis, Fault)>,
@@ -74,6 +78,8 @@ pub(crate) enum Policies {
     /// Keeps traces with an error. Every other rule about what may be judged hangs on it: more
     /// evidence only ever raises a verdict.
     Errors,
+    /// With drop, not, max_spans, and limits and chance: verdicts that more evidence may turn either way.
+    Mixed,
 }
 
 impl Policies {
@@ -83,6 +89,28 @@ impl Policies {
             Self::Errors => format!(
                 "decision_wait: {wait}s\npolicies:\n  - name: errors\n    type: status_code\n    \
                  status_code: {{status_codes: [ERROR]}}\n"
+            ),
+            Self::Mixed => format!(
+                "decision_wait: {wait}s
+policies:
+  - name: health
+    type: drop
+    drop:
+      drop_sub_policy:
+        - {{name: kind, type: string_attribute, string_attribute: {{key: kind, values: [health]}}}}
+  - {{name: errors, type: status_code, status_code: {{status_codes: [ERROR]}}}}
+  - name: short-and-fine
+    type: and
+    and:
+      and_sub_policy:
+        - {{name: short, type: span_count, span_count: {{min_spans: 1, max_spans: 3}}}}
+        - name: fine
+          type: not
+          not:
+            not_sub_policy: {{name: error, type: status_code, status_code: {{status_codes: [ERROR]}}}}
+  - {{name: some, type: rate_limiting, rate_limiting: {{spans_per_second: 3}}}}
+  - {{name: share, type: probabilistic, probabilistic: {{sampling_percentage: 20}}}}
+"
             ),
         }
     }
@@ -119,7 +147,13 @@ impl Plan {
         while traces.len() < trace_count {
             traces.extend(TraceId::new(random.random()));
         }
-        let (spans, requests) = traffic(random, &traces, clients, active, decision_wait);
+        let policies = [Policies::Errors, Policies::Errors, Policies::Mixed];
+        let policies = policies[random.random_range(0..policies.len())];
+        let is_health: Vec<bool> = (0..traces.len())
+            .map(|_| policies == Policies::Mixed && random.random_range(0..10) == 0)
+            .collect();
+        let kinds = (&traces[..], &is_health[..]);
+        let (spans, requests) = traffic(random, kinds, clients, active, decision_wait);
         let last = requests.iter().map(|request| request.at).max().unwrap_or(0);
         let faults = scenario.faults(random, workers, active);
         let healed = faults.iter().map(|(at, fault)| at + fault.lasts()).max();
@@ -135,7 +169,7 @@ impl Plan {
             segment_bytes: [2048, 8192, 65_536][random.random_range(0..3)],
             decision_wait,
             drop_retain: Duration::from_secs(120),
-            policies: Policies::Errors,
+            policies,
             weather: if is_foul {
                 Weather::FOUL
             } else {
@@ -143,6 +177,7 @@ impl Plan {
             },
             dns_lag_most: [1_000, 5_000, 30_000][random.random_range(0..3)],
             traces,
+            is_health,
             spans,
             requests,
             faults,
@@ -156,7 +191,7 @@ impl Plan {
 /// client sends what it has every few seconds.
 fn traffic(
     random: &mut SmallRng,
-    traces: &[TraceId],
+    (traces, is_health): (&[TraceId], &[bool]),
     clients: usize,
     active: Millis,
     wait: Duration,
@@ -196,7 +231,7 @@ fn traffic(
                 at,
                 client,
                 is_direct: random.random_range(0..12) == 0,
-                message: message(random, traces, &spans, &of_request),
+                message: message(random, (traces, is_health), &spans, &of_request),
                 spans: of_request,
             });
         }
@@ -205,10 +240,20 @@ fn traffic(
     (spans, requests)
 }
 
+fn health() -> KeyValue {
+    KeyValue {
+        key: "kind".to_owned(),
+        value: Some(AnyValue {
+            value: Some(Value::StringValue("health".to_owned())),
+        }),
+        ..KeyValue::default()
+    }
+}
+
 /// The number of a span is its ID.
 fn message(
     random: &mut SmallRng,
-    traces: &[TraceId],
+    (traces, is_health): (&[TraceId], &[bool]),
     plans: &[SpanPlan],
     spans: &[usize],
 ) -> Bytes {
@@ -218,6 +263,7 @@ fn message(
             trace_id: traces[plan.trace].as_bytes().to_vec(),
             span_id: (*number as u64 + 1).to_be_bytes().to_vec(),
             parent_span_id: vec![7; 8],
+            attributes: is_health[plan.trace].then(health).into_iter().collect(),
             name: "x".repeat(random.random_range(0..60)),
             status: plan.is_error.then(|| Status {
                 code: 2,

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use prometheus_client::registry::Registry;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use tailring::log::SimulatedDisk;
@@ -23,6 +24,7 @@ use tailring::worker::WorkerMetrics;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::books::{Account, Books};
+use crate::counters::Counters;
 use crate::dns::{Service, Zone};
 use crate::network::{Answer, Event, Host, Life, Line, Network, Parcel};
 use crate::plan::{Millis, Plan};
@@ -30,14 +32,16 @@ use crate::pods::{Belief, RouterPod, RouterProcess, WorkerPod};
 
 /// What all runs of a thread share: dear to make, and nothing in it decides anything.
 pub(crate) struct Stage {
-    pub(crate) worker_metrics: WorkerMetrics,
-    pub(crate) router_metrics: RouterMetrics,
+    registry: Registry,
+    worker_metrics: WorkerMetrics,
+    router_metrics: RouterMetrics,
 }
 
 /// What became of one run.
 pub(crate) struct Outcome {
     pub(crate) books: Books,
     pub(crate) account: Account,
+    pub(crate) counters: Counters,
     pub(crate) events: u64,
     /// Over all events and their times: equal for equal runs.
     pub(crate) hash: u64,
@@ -80,9 +84,11 @@ const REST_MOST: Millis = 400_000;
 
 impl Stage {
     pub(crate) fn new() -> Self {
+        let mut registry = Registry::default();
         Self {
-            worker_metrics: WorkerMetrics::register(&mut Default::default()),
-            router_metrics: RouterMetrics::register(&mut Default::default()),
+            worker_metrics: WorkerMetrics::register(&mut registry),
+            router_metrics: RouterMetrics::register(&mut registry),
+            registry,
         }
     }
 }
@@ -142,6 +148,7 @@ impl<'a> World<'a> {
     }
 
     async fn run(mut self) -> Outcome {
+        let before = Counters::read(&self.stage.registry);
         for number in 0..self.workers.len() {
             self.publish(number);
             self.start_worker(number);
@@ -171,9 +178,12 @@ impl<'a> World<'a> {
         }
         let mut account = self.books.settled(self.plan);
         account.gave_up = self.gave_up;
+        let counters = Counters::read(&self.stage.registry).since(&before);
+        self.books.compare(&counters);
         Outcome {
             books: self.books,
             account,
+            counters,
             events: self.events,
             hash: self.hash,
             lasted: self.network.now(),
@@ -196,22 +206,27 @@ impl<'a> World<'a> {
         let told = event.told();
         self.hash = xxh3_64_with_seed(told.as_bytes(), self.hash ^ self.now());
         self.wake_shards();
-        if self.plan.is_told && !matches!(event, Event::Turn { .. } | Event::Write { .. }) {
+        if self.plan.is_told && !event.is_routine() {
             self.story(|| told);
         }
         match event {
             Event::Arrive(parcel) => self.arrive(parcel),
             Event::GivenUp { call, by } => self.given_up(call, by),
-            Event::Answered { call, answer } => self.answered(call, answer),
+            Event::Answered { call, answer } => {
+                let caller = self.network.finish(call);
+                self.answered(caller, answer);
+            }
             Event::TimedOut { call } => {
+                let caller = self.network.give_up(call);
                 let waited = Duration::from_secs(2);
-                self.answered(call, Err(ExportError::TimedOut(waited)));
+                self.answered(caller, Err(ExportError::TimedOut(waited)));
             }
             Event::Turn { life, shard } => self.turn(life, shard),
             Event::Write { life, shard } => self.write(life, shard),
             Event::Deliver { life, export } => self.deliver(life, export),
             Event::Delivered { life, export } => self.exported(life, export),
             Event::Resolve { life } => self.resolve(life),
+            Event::Limit { life } => self.limit(life),
             Event::Send { request } => self.send(request),
             Event::Fault(number) => self.fault(number),
             Event::Healed(number) => self.healed(number),
@@ -404,6 +419,14 @@ fn code_name(code: tonic::Code) -> &'static str {
 }
 
 impl Event {
+    /// Comes all the time, and says little to a reader.
+    fn is_routine(&self) -> bool {
+        matches!(
+            self,
+            Self::Turn { .. } | Self::Write { .. } | Self::Limit { .. } | Self::Resolve { .. }
+        )
+    }
+
     /// In words, without what differs between equal runs.
     fn told(&self) -> String {
         match self {

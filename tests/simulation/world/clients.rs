@@ -47,8 +47,8 @@ impl World<'_> {
         );
     }
 
-    pub(super) fn answered(&mut self, call: u64, answer: Answer) {
-        match self.network.finish(call) {
+    pub(super) fn answered(&mut self, caller: Option<Caller>, answer: Answer) {
+        match caller {
             None => {}
             Some(Caller::Task { reply, .. }) => {
                 reply.send(answer).ok();

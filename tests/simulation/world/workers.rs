@@ -20,6 +20,8 @@ use crate::pods::{Belief, Clock, Export, ShardState, WorkerPod, WorkerProcess};
 const ROUND: Millis = 500;
 /// Exports of a shard that are under way at the same time.
 const EXPORTS_MOST: usize = 2;
+/// The limits look at their windows so often.
+const LIMITS: Millis = 250;
 /// How long an exporter waits after a refusal.
 const EXPORT_AGAIN: Millis = 1_000;
 
@@ -96,6 +98,7 @@ impl World<'_> {
         });
         self.listeners.insert(address, (host, life));
         self.network.push(1, Event::Resolve { life });
+        self.network.push(LIMITS, Event::Limit { life });
         for shard in 0..self.plan.shards {
             self.want_turn(number, shard, 1);
         }
@@ -108,6 +111,20 @@ impl World<'_> {
             let joined = process.belief.view.load().index_of(&pod.name).is_some();
             process.worker.set_deciding(joined && !process.is_stopping);
         }
+    }
+
+    pub(super) fn limit(&mut self, life: Life) {
+        let now = self.now();
+        let Some(number) = self.worker_of(life) else {
+            return;
+        };
+        let stalled = self.network.stalled_until(life).unwrap_or(0);
+        if let Some(process) = &mut self.workers[number].process
+            && stalled <= now
+        {
+            process.worker.limit(process.clock.at(now));
+        }
+        self.network.push(LIMITS, Event::Limit { life });
     }
 
     fn want_turn(&mut self, number: usize, shard: usize, after: Millis) {
