@@ -51,11 +51,11 @@ impl Running {
         let metrics = DiscoveryMetrics::register(&mut Registry::default());
         let (stop, stopped) = watch::channel(false);
         let source: Source = workers.parse().unwrap();
-        let (view, task) = Discovery::spawn(source, config, metrics.clone(), stopped);
+        let following = Discovery::new(source, config, metrics.clone(), stopped).follow();
         Self {
-            view,
+            view: following.view,
             metrics,
-            task,
+            task: following.task,
             stop,
         }
     }

@@ -15,13 +15,14 @@ use tailring::app::settings::{RouterArgs, WorkerArgs};
 use tailring::cluster::{DiscoveryMetrics, View, ViewHandle};
 use tailring::model::Member;
 use tailring::net::admission::{Budget, BudgetMetrics};
+use tailring::net::peer::PeerMetrics;
 use tailring::net::server::{Protocol, Server, ServerConfig, ServerMetrics};
 use tailring::net::status::RefusalReason;
 use tailring::policy::Rules;
 use tailring::ring::Seed;
 use tailring::router::{Router, RouterConfig, RouterMetrics};
-use tailring::worker::WorkerMetrics;
 use tailring::worker::export::ExportMetrics;
+use tailring::worker::{PeeringMetrics, WorkerMetrics};
 
 fn readme() -> String {
     std::fs::read_to_string(readme_path()).unwrap()
@@ -172,6 +173,7 @@ fn scrape(registry: &Registry) -> Vec<(String, String, String)> {
 async fn both(root: &mut Registry, binary: &'static str, register: impl FnOnce(&mut Registry)) {
     let registry = process_metrics::register(root, binary);
     drop(DiscoveryMetrics::register(registry));
+    drop(PeerMetrics::register(registry));
     register(registry);
     let budget = Budget::new(1);
     BudgetMetrics::register(registry, vec![("requests", budget.clone())]);
@@ -199,6 +201,7 @@ async fn metrics() -> [Vec<(String, String, String)>; 2] {
     .await;
     both(&mut of_worker, "tailring-worker", |registry| {
         drop(ExportMetrics::register(registry));
+        drop(PeeringMetrics::register(registry));
         drop(WorkerMetrics::register(registry).kept_by(&Rules::keep_everything()));
     })
     .await;

@@ -134,8 +134,13 @@ impl Process {
             "tailring-router" => env!("CARGO_BIN_EXE_tailring-router"),
             _ => env!("CARGO_BIN_EXE_tailring-worker"),
         };
+        let peers: &[&str] = match program {
+            "tailring-router" => &[],
+            _ => &["--listen-peers", "127.0.0.1:0"],
+        };
         let child = pinned(path, cpu)
             .args(arguments)
+            .args(peers)
             .args(["--listen-grpc", &grpc.to_string()])
             .args(["--listen-http", &http.to_string()])
             .args(["--listen-admin", &admin.to_string()])

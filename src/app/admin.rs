@@ -26,6 +26,7 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use crate::cluster::ViewHandle;
+use crate::cluster::roster::RosterMember;
 
 /// An event loop that must go round. Silence beyond [`SILENCE_MAX`] fails `/livez`.
 pub struct LiveCheck {
@@ -46,7 +47,12 @@ pub struct Admin {
     pub registry: Registry,
     pub live: Vec<LiveCheck>,
     pub ready: Arc<[ReadyCheck]>,
+    /// Of a worker.
+    pub roster: Option<RosterPage>,
 }
+
+/// What a worker knows of the members beside their place in the ring.
+pub type RosterPage = Box<dyn Fn() -> Vec<RosterMember> + Send + Sync>;
 
 /// The pages being served.
 #[derive(Debug)]
@@ -259,7 +265,13 @@ async fn readyz(State(pages): State<Arc<Pages>>) -> Response {
 }
 
 async fn ring(State(pages): State<Arc<Pages>>) -> Response {
-    Json(pages.view.load().describe()).into_response()
+    let view = pages.view.load();
+    let roster = pages.started.get().and_then(|admin| admin.roster.as_ref());
+    let described = match roster {
+        Some(roster) => view.describe_with(&roster()),
+        None => view.describe(),
+    };
+    Json(described).into_response()
 }
 
 async fn paths() -> Result<Response, Infallible> {

@@ -14,6 +14,7 @@ pub mod ledger;
 pub mod load;
 pub mod log_rate;
 mod otlp;
+mod peers;
 pub mod process_metrics;
 mod router;
 pub mod settings;

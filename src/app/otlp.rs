@@ -1,5 +1,6 @@
 //! The OTLP listeners of a tier: gRPC and HTTP in front of one ingest.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::sync::watch;
@@ -42,6 +43,10 @@ impl<I: Ingest> OtlpListeners<I> {
             grpc: bind(Protocol::Grpc, settings.listen_grpc).await?,
             http: bind(Protocol::Http, settings.listen_http).await?,
         })
+    }
+
+    pub(super) fn grpc_addr(&self) -> SocketAddr {
+        self.grpc.local_addr()
     }
 
     /// What grpc.health.v1 answers on the gRPC port.

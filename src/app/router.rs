@@ -9,10 +9,11 @@ use tokio::time::sleep;
 use crate::app::otlp::OtlpListeners;
 use crate::app::settings::{RouterConfig, SharedConfig};
 use crate::app::tier::{self, Tier};
-use crate::cluster::ViewHandle;
+use crate::cluster::Discovery;
 use crate::net::admission::{Budget, BudgetMetrics};
+use crate::net::peer::PeerMetrics;
 use crate::net::server::ServerMetrics;
-use crate::router::{self, Router, RouterMetrics};
+use crate::router::{self, Follower, Router, RouterMetrics};
 use crate::wire::ScanLimits;
 
 /// So long new connections are still taken after SIGTERM, while readiness says no: Kubernetes sends
@@ -28,15 +29,15 @@ pub(super) async fn run(
     config: RouterConfig,
     stopping: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
-    let start = async |view: ViewHandle, registry: &mut Registry| {
-        start(&config, view, registry, stopping.clone()).await
+    let start = async |discovery: Discovery, registry: &mut Registry| {
+        start(&config, discovery, registry, stopping.clone()).await
     };
     tier::run("tailring-router", &config.shared, stopping.clone(), start).await
 }
 
 async fn start(
     config: &RouterConfig,
-    view: ViewHandle,
+    discovery: Discovery,
     registry: &mut Registry,
     stopping: watch::Receiver<bool>,
 ) -> anyhow::Result<Tier> {
@@ -44,7 +45,14 @@ async fn start(
     let budget = Budget::new(tier::request_budget(shared).0);
     BudgetMetrics::register(registry, vec![("requests", budget.clone())]);
     let bounds = bounds(shared, &budget);
-    let router = Router::new(bounds, view, RouterMetrics::register(registry));
+    let following = discovery.follow();
+    let router = Router::new(
+        bounds,
+        following.view.clone(),
+        RouterMetrics::register(registry),
+    );
+    let calls = PeerMetrics::register(registry);
+    let follower = Follower::new(&shared.cluster, following, calls).spawn();
     let metrics = ServerMetrics::register(registry);
     let listeners = OtlpListeners::bind(shared, &router, &metrics, &budget).await?;
     Ok(Tier {
@@ -52,10 +60,12 @@ async fn start(
         // A router is ready when its listeners are bound, which they are, and the ring has members.
         ready: Vec::new(),
         health: listeners.health(),
+        roster: None,
         // Lanes live in requests: when the last one is answered, nothing is left.
         done: Box::pin(async move {
             let (close, closing) = watch::channel(false);
             tokio::join!(listeners.serve(closing), linger(stopping, close));
+            follower.abort();
             drop(router);
             Ok(())
         }),

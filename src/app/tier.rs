@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::info;
 
-use crate::app::admin::{Admin, AdminListener, LiveCheck, ReadyCheck};
+use crate::app::admin::{Admin, AdminListener, LiveCheck, ReadyCheck, RosterPage};
 use crate::app::process_metrics;
 use crate::app::settings::{ByteSize, MemoryOrigin, SharedConfig};
 use crate::cluster::{Discovery, DiscoveryConfig, DiscoveryMetrics, ViewHandle};
@@ -23,6 +23,8 @@ pub(super) struct Tier {
     /// Beside a ring with members in it.
     pub(super) ready: Vec<ReadyCheck>,
     pub(super) health: HealthHandle,
+    /// What a worker knows of the members beside their place in the ring.
+    pub(super) roster: Option<RosterPage>,
     /// Ends when it was asked to stop and has drained.
     pub(super) done: Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>,
 }
@@ -36,13 +38,13 @@ pub(super) fn request_budget(settings: &SharedConfig) -> ByteSize {
     settings.memory_limit.size.percent(50)
 }
 
-/// Runs a tier from its start to its drained end. `start` is given the view and a registry whose
+/// Runs a tier from its start to its drained end. `start` is given the way to find members, and a registry whose
 /// names begin with `tailring_`.
 pub(super) async fn run(
     binary: &'static str,
     settings: &SharedConfig,
     stopping: watch::Receiver<bool>,
-    start: impl AsyncFnOnce(ViewHandle, &mut Registry) -> anyhow::Result<Tier>,
+    start: impl AsyncFnOnce(Discovery, &mut Registry) -> anyhow::Result<Tier>,
 ) -> anyhow::Result<()> {
     log_settings(binary, settings);
     let address = settings.listen_admin.socket_addr();
@@ -55,14 +57,15 @@ pub(super) async fn run(
     let registry = process_metrics::register(&mut root, binary);
     // Discovery goes on while the tier drains, and ends with this sender.
     let (_running, discovery_stopping) = watch::channel(false);
-    let (view, _discovery) = Discovery::spawn(
+    let discovery = Discovery::new(
         settings.workers.clone(),
         DiscoveryConfig::new(&settings.cluster, settings.seed),
         DiscoveryMetrics::register(registry),
         discovery_stopping,
     );
+    let view = discovery.view();
     let admin = admin.serve(view.clone());
-    let tier = start(view.clone(), registry).await?;
+    let tier = start(discovery, registry).await?;
 
     let mut ready = vec![not_stopping(stopping), ring_has_members(view)];
     ready.extend(tier.ready);
@@ -72,6 +75,7 @@ pub(super) async fn run(
         registry: root,
         live: tier.live,
         ready,
+        roster: tier.roster,
     });
     let outcome = tier.done.await;
     health.abort();

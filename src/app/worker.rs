@@ -9,13 +9,14 @@ use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::app::admin::{LiveCheck, ReadyCheck};
+use crate::app::admin::LiveCheck;
 use crate::app::otlp::OtlpListeners;
+use crate::app::peers::{PeerShare, Peers};
 use crate::app::settings::{Ack, LOG_SEGMENT_BYTES, OnPressure, WorkerConfig};
 use crate::app::tier::{self, Tier};
-use crate::cluster::ViewHandle;
+use crate::cluster::Discovery;
 use crate::log::{DirLock, RealDisk};
-use crate::model::{Member, SteadyClock};
+use crate::model::{Identity, SteadyClock, StoreId};
 use crate::net::admission::{Budget, BudgetMetrics};
 use crate::net::server::ServerMetrics;
 use crate::wire::ScanLimits;
@@ -51,19 +52,20 @@ pub(super) async fn run(
             "--data-dir is on tmpfs: the log is memory, counts against the memory limit, and does not survive the end of the pod or of the host"
         );
     }
-    let start = async |view: ViewHandle, registry: &mut Registry| {
-        start(&config, view, registry, stopping.clone()).await
+    let start = async |discovery: Discovery, registry: &mut Registry| {
+        start(&config, discovery, registry, stopping.clone()).await
     };
     tier::run("tailring-worker", &config.shared, stopping.clone(), start).await
 }
 
 async fn start(
     config: &WorkerConfig,
-    view: ViewHandle,
+    discovery: Discovery,
     registry: &mut Registry,
     stopping: watch::Receiver<bool>,
 ) -> anyhow::Result<Tier> {
     let shared = &config.shared;
+    let view = discovery.view();
     let clock = SteadyClock::start();
     let lock = DirLock::acquire(&config.data_dir).context("--data-dir")?;
     let identity = lock.next_life(clock.now()).context("--data-dir")?;
@@ -75,7 +77,12 @@ async fn start(
     )
     .context("--export")?;
     let budget = Budget::new(config.memory.budget.0);
-    BudgetMetrics::register(registry, vec![("memory", budget.clone())]);
+    let peer_share = PeerShare::of(&budget, config.memory.peers.0);
+    let budgets = vec![
+        ("memory", budget.clone()),
+        ("peers", peer_share.budget.clone()),
+    ];
+    BudgetMetrics::register(registry, budgets);
     let disk = RealDisk {
         dir: config.data_dir.clone(),
     };
@@ -133,7 +140,21 @@ async fn start(
     let server_metrics = ServerMetrics::register(registry);
     look_at_volume(&worker, &config.data_dir);
     let listeners = OtlpListeners::bind(shared, &worker, &server_metrics, &budget).await?;
-    let joining = tokio::spawn(keep_joined(Arc::clone(&worker)));
+    let peers = Peers::start(
+        config,
+        Identity {
+            member: config.name.clone(),
+            incarnation: identity.incarnation,
+            store: StoreId(identity.store),
+        },
+        &worker,
+        clock,
+        listeners.grpc_addr(),
+        peer_share,
+        discovery.answers(),
+        (&server_metrics, registry),
+    )
+    .await?;
     let watching = tokio::spawn(watch_volume(Arc::clone(&worker), config.data_dir.clone()));
     let live = (0..usize::from(config.shards))
         .map(|shard| {
@@ -146,11 +167,14 @@ async fn start(
         .collect();
     Ok(Tier {
         live,
-        ready: vec![is_member(config.name.clone(), view)],
+        ready: vec![peers.ready()],
         health: listeners.health(),
+        roster: Some(peers.page()),
         done: Box::pin(async move {
+            let leave = peers.leave(stopping.clone());
+            let serve = listeners.serve(stopping);
             tokio::select! {
-                () = listeners.serve(stopping) => {}
+                _ = async { tokio::join!(serve, leave) } => {}
                 what = sync_failure(&worker) => return Err(SyncFailed(what).into()),
             }
             let left = worker.stop(EXPORT_AT_STOP).await;
@@ -160,7 +184,7 @@ async fn start(
                     "kept traces stay in the log; the next start exports them"
                 );
             }
-            joining.abort();
+            peers.stop();
             watching.abort();
             // Until here nobody else may open the data dir.
             drop(lock);
@@ -195,15 +219,6 @@ async fn sync_failure(worker: &Worker) -> String {
     }
 }
 
-/// Verdicts are given only while this member is in the ring.
-async fn keep_joined(worker: Arc<Worker>) {
-    let mut ticks = tokio::time::interval(Duration::from_millis(200));
-    loop {
-        ticks.tick().await;
-        worker.join();
-    }
-}
-
 /// The log alone bounds itself, but others may write to its volume. Between two looks a disk of 600
 /// MB/s fills one segment of 64 MiB twice; the reserve is that for each shard.
 async fn watch_volume(worker: Arc<Worker>, data_dir: PathBuf) {
@@ -223,21 +238,5 @@ fn look_at_volume(worker: &Worker, data_dir: &Path) {
     // A volume that does not tell is left to fail by itself.
     if let Ok(volume) = rustix::fs::statvfs(data_dir) {
         worker.volume_has(volume.f_bavail.saturating_mul(volume.f_frsize));
-    }
-}
-
-/// A worker that the others do not find would hold traces that nobody asks it for.
-fn is_member(name: Member, view: ViewHandle) -> ReadyCheck {
-    ReadyCheck {
-        name: "member",
-        check: Box::new(move || {
-            if view.load().addresses.contains_key(&name) {
-                Ok(())
-            } else {
-                Err(format!(
-                    "{name} is not among the members that --workers finds; see /ring, and --name"
-                ))
-            }
-        }),
     }
 }

@@ -1,7 +1,9 @@
-//! Asks the source again and again and publishes views. What an answer means for the members is
-//! decided in `membership`, what is an answer in `resolver`.
+//! Asks the source again and again. What is an answer is decided in `resolver`; what it means for the members
+//! in `followed` for a router, whose views are published here, and in `roster` for a worker, which takes the
+//! answers and publishes for itself.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
@@ -10,15 +12,18 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 use tracing::{Instrument, info, info_span, warn};
 
-use crate::cluster::membership::{Change, Membership};
+use crate::cluster::followed::{Followed, Told};
+use crate::cluster::membership::Answer;
+use crate::cluster::publisher::Publisher;
 use crate::cluster::resolver::{Failure, Resolved, Resolver};
 use crate::cluster::source::Source;
 use crate::cluster::view::{View, ViewHandle};
+use crate::model::Member;
 use crate::ring::Seed;
 
 /// However short the TTL: two questions a second are plenty.
@@ -38,11 +43,27 @@ pub struct DiscoveryConfig {
     pub poll_max: Duration,
 }
 
-/// The running task.
+/// Ready to ask; whoever runs it says what becomes of the answers.
 pub struct Discovery {
-    resolver: Resolver,
-    membership: Membership,
+    asking: Asking,
     config: DiscoveryConfig,
+    shutdown: watch::Receiver<bool>,
+}
+
+/// The running task of a router.
+#[derive(Debug)]
+pub struct Following {
+    pub view: ViewHandle,
+    /// What workers say of their cluster goes in here.
+    pub told: mpsc::Sender<Told>,
+    /// Where workers can be asked.
+    pub peers: watch::Receiver<BTreeMap<Member, SocketAddr>>,
+    pub task: JoinHandle<()>,
+}
+
+struct Asking {
+    resolver: Resolver,
+    poll_max: Duration,
     view: ViewHandle,
     metrics: DiscoveryMetrics,
     last_good: Instant,
@@ -52,11 +73,17 @@ pub struct Discovery {
     last_without_address: usize,
 }
 
+/// Views that workers told and that wait to be taken in: one fetch at a time makes one.
+const TOLD_QUEUE: usize = 8;
+
+/// How often what was told is looked at for its age.
+const TOLD_AGES: Duration = Duration::from_secs(1);
+
 #[derive(Debug, Clone)]
 pub struct DiscoveryMetrics {
     answers: Family<OutcomeLabel, Counter>,
-    members: Gauge,
-    view_changes: Counter,
+    pub(super) members: Gauge,
+    pub(super) view_changes: Counter,
     last_good_age_seconds: Gauge<f64, AtomicU64>,
     ambiguous_targets: Counter,
     targets_without_address: Counter,
@@ -94,44 +121,124 @@ impl DiscoveryConfig {
 }
 
 impl Discovery {
-    /// The view is empty until the first good answer, however long that takes. Ends when
-    /// `shutdown` says true or its sender is gone; the last view stays.
-    pub fn spawn(
+    /// The view is empty until somebody publishes one.
+    pub fn new(
         source: Source,
         config: DiscoveryConfig,
         metrics: DiscoveryMetrics,
         shutdown: watch::Receiver<bool>,
-    ) -> (ViewHandle, JoinHandle<()>) {
-        let span = info_span!("discovery", %source);
+    ) -> Self {
         let view = ViewHandle::fixed(View::new(BTreeMap::new(), config.seed, &config.cluster));
-        let discovery = Self {
-            resolver: Resolver::new(source),
-            membership: Membership::new(config.leave_after),
+        Self {
+            asking: Asking {
+                resolver: Resolver::new(source),
+                poll_max: config.poll_max,
+                view,
+                metrics,
+                last_good: Instant::now(),
+                last_outcome: None,
+                last_ambiguous: 0,
+                last_without_address: 0,
+            },
             config,
-            view: view.clone(),
-            metrics,
-            last_good: Instant::now(),
-            last_outcome: None,
-            last_ambiguous: 0,
-            last_without_address: 0,
-        };
-        let task = tokio::spawn(discovery.run(shutdown).instrument(span));
-        (view, task)
-    }
-
-    async fn run(mut self, mut shutdown: watch::Receiver<bool>) {
-        // Cancelled anywhere: a question without its answer leaves no trace.
-        tokio::select! {
-            _ = shutdown.wait_for(|stop| *stop) => {}
-            () = self.poll() => {}
+            shutdown,
         }
     }
 
-    async fn poll(&mut self) {
+    pub fn view(&self) -> ViewHandle {
+        self.asking.view.clone()
+    }
+
+    /// For a router: publishes what DNS and workers say. The view is empty until the first good answer, however
+    /// long that takes. Ends when `shutdown` says true or its sender is gone; the last view stays.
+    pub fn follow(self) -> Following {
+        let span = info_span!("discovery", source = %self.asking.resolver.source());
+        let view = self.view();
+        let (told, told_receiver) = mpsc::channel(TOLD_QUEUE);
+        let (peers, peers_receiver) = watch::channel(BTreeMap::new());
+        let (answers, answers_receiver) = mpsc::channel(1);
+        let mut shutdown = self.shutdown.clone();
+        let follower = Follower {
+            followed: Followed::new(self.config.leave_after),
+            publisher: Publisher::new(view.clone(), &self.config, self.asking.metrics.clone()),
+            peers,
+        };
+        let asking = self.asking;
+        let task = async move {
+            // Cancelled anywhere: a question without its answer leaves no trace.
+            tokio::select! {
+                _ = shutdown.wait_for(|stop| *stop) => {}
+                () = asking.poll(answers) => {}
+                () = follower.run(answers_receiver, told_receiver) => {}
+            }
+        };
+        Following {
+            view,
+            told,
+            peers: peers_receiver,
+            task: tokio::spawn(task.instrument(span)),
+        }
+    }
+
+    /// For a worker: good answers as they come, and who publishes what it makes of them.
+    pub fn answers(self) -> (mpsc::Receiver<Answer>, Publisher) {
+        let span = info_span!("discovery", source = %self.asking.resolver.source());
+        let publisher = Publisher::new(self.view(), &self.config, self.asking.metrics.clone());
+        let (answers, receiver) = mpsc::channel(1);
+        let (asking, mut shutdown) = (self.asking, self.shutdown);
+        let task = async move {
+            tokio::select! {
+                _ = shutdown.wait_for(|stop| *stop) => {}
+                () = asking.poll(answers) => {}
+            }
+        };
+        tokio::spawn(task.instrument(span));
+        (receiver, publisher)
+    }
+}
+
+struct Follower {
+    followed: Followed,
+    publisher: Publisher,
+    peers: watch::Sender<BTreeMap<Member, SocketAddr>>,
+}
+
+impl Follower {
+    async fn run(mut self, mut answers: mpsc::Receiver<Answer>, mut told: mpsc::Receiver<Told>) {
+        let mut ages = tokio::time::interval(TOLD_AGES);
+        loop {
+            tokio::select! {
+                answer = answers.recv() => match answer {
+                    Some(answer) => self.followed.listed(&answer, Instant::now()),
+                    None => return,
+                },
+                Some(told) = told.recv() => self.followed.told(told, Instant::now()),
+                _ = ages.tick() => {}
+            }
+            let now = Instant::now();
+            self.publisher.publish(self.followed.addresses(now)).await;
+            let peers = self.followed.peers(now);
+            self.peers.send_if_modified(|before| {
+                let is_new = *before != peers;
+                *before = peers;
+                is_new
+            });
+        }
+    }
+}
+
+impl Asking {
+    /// Ends when nobody takes answers any more.
+    async fn poll(mut self, answers: mpsc::Sender<Answer>) {
         loop {
             let asked_at = Instant::now();
             let answer = self.resolver.ask().await;
-            let wait = self.take(answer).await;
+            let (answer, wait) = self.take(answer);
+            if let Some(answer) = answer
+                && answers.send(answer).await.is_err()
+            {
+                return;
+            }
             tokio::select! {
                 () = sleep_until(asked_at + wait) => {}
                 () = self.view.refresh_wanted() => {
@@ -141,65 +248,21 @@ impl Discovery {
         }
     }
 
-    /// Takes in an answer and says how long after its question the next one is due.
-    async fn take(&mut self, answer: Result<Resolved, Failure>) -> Duration {
+    /// What is good of an answer, and how long after its question the next one is due.
+    fn take(&mut self, answer: Result<Resolved, Failure>) -> (Option<Answer>, Duration) {
         let now = Instant::now();
         self.note(&answer);
-        let ttl = match answer {
+        let (answer, ttl) = match answer {
             Ok(resolved) => {
                 self.last_good = now;
-                let change = self.membership.apply(&resolved.answer, now);
-                self.publish(change).await;
-                resolved.ttl
+                (Some(resolved.answer), resolved.ttl)
             }
-            Err(_) => None,
+            Err(_) => (None, None),
         };
         let age = now.duration_since(self.last_good);
         self.metrics.last_good_age_seconds.set(age.as_secs_f64());
-        poll_after(ttl, self.config.poll_max, rand::random_range(0.9..=1.1))
-    }
-
-    async fn publish(&mut self, change: Change) {
-        let addresses = self.membership.addresses();
-        let before = self.view.load();
-        let view = match change {
-            Change::Nothing => return,
-            Change::Addresses => View {
-                addresses,
-                table: before.table.clone(),
-            },
-            Change::Names => {
-                let DiscoveryConfig { seed, cluster, .. } = self.config.clone();
-                // A thousand names take a tenth of a second, which requests would wait for.
-                let built =
-                    tokio::task::spawn_blocking(move || View::new(addresses, seed, &cluster));
-                match built.await {
-                    Ok(view) => view,
-                    // Only while the runtime shuts down.
-                    Err(error) => return warn!(%error, "the new ring was not built"),
-                }
-            }
-        };
-        let joined = view
-            .addresses
-            .keys()
-            .filter(|m| !before.addresses.contains_key(m));
-        let left = before
-            .addresses
-            .keys()
-            .filter(|m| !view.addresses.contains_key(m));
-        info!(
-            fingerprint = %view.fingerprint(),
-            members = view.addresses.len(),
-            joined = joined.count(),
-            left = left.count(),
-            "the view changed"
-        );
-        self.metrics
-            .members
-            .set(i64::try_from(view.addresses.len()).unwrap_or(i64::MAX));
-        self.metrics.view_changes.inc();
-        self.view.publish(view);
+        let wait = poll_after(ttl, self.poll_max, rand::random_range(0.9..=1.1));
+        (answer, wait)
     }
 
     fn note(&mut self, answer: &Result<Resolved, Failure>) {

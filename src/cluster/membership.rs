@@ -7,21 +7,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::cluster::roster::Listed;
 use crate::model::Member;
 use crate::ring::Table;
 
-/// What one good answer said: each name with its addresses, best first. No address means that the
-/// name is there but its address could not be found out this time.
-pub(super) type Answer = BTreeMap<Member, Vec<SocketAddr>>;
-
-/// What an answer changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Change {
-    Nothing,
-    /// The ring is the same.
-    Addresses,
-    Names,
-}
+/// What one good answer said.
+pub type Answer = BTreeMap<Member, Listed>;
 
 #[derive(Debug)]
 pub(super) struct Membership {
@@ -32,6 +23,7 @@ pub(super) struct Membership {
 #[derive(Debug)]
 struct Known {
     address: SocketAddr,
+    peer_port: u16,
     /// The first good answer without the name since the last one with it.
     absent_since: Option<Instant>,
 }
@@ -46,20 +38,18 @@ impl Membership {
 
     /// Takes in a good answer that came at `now`. Failed ones are not shown to this type at all:
     /// they say nothing about who is there.
-    pub(super) fn apply(&mut self, answer: &Answer, now: Instant) -> Change {
-        let mut addresses_changed = false;
-        let names_before = self.known.len();
-        let mut joined = 0;
-        for (member, addresses) in answer {
+    pub(super) fn apply(&mut self, answer: &Answer, now: Instant) {
+        for (member, listed) in answer {
+            let addresses = &listed.otlp;
             match self.known.get_mut(member) {
                 Some(known) => {
                     known.absent_since = None;
+                    known.peer_port = listed.peer_port;
                     // An address that is still among several stays, whatever their order.
                     if let Some(first) = addresses.first()
                         && !addresses.contains(&known.address)
                     {
                         known.address = *first;
-                        addresses_changed = true;
                     }
                 }
                 // A name joins with its first address: every member of the ring has one.
@@ -67,21 +57,15 @@ impl Membership {
                     if let Some(address) = addresses.first() {
                         let known = Known {
                             address: *address,
+                            peer_port: listed.peer_port,
                             absent_since: None,
                         };
                         self.known.insert(member.clone(), known);
-                        joined += 1;
                     }
                 }
             }
         }
         self.dismiss(answer, now);
-        let left = names_before + joined - self.known.len();
-        match (joined + left, addresses_changed) {
-            (0, false) => Change::Nothing,
-            (0, true) => Change::Addresses,
-            _ => Change::Names,
-        }
     }
 
     fn dismiss(&mut self, answer: &Answer, now: Instant) {
@@ -115,6 +99,15 @@ impl Membership {
             .map(|(m, known)| (m.clone(), known.address))
             .collect()
     }
+
+    /// Where the members call each other.
+    pub(super) fn peers(&self) -> BTreeMap<Member, SocketAddr> {
+        let address = |known: &Known| SocketAddr::new(known.address.ip(), known.peer_port);
+        let members = self.known.iter();
+        members
+            .map(|(m, known)| (m.clone(), address(known)))
+            .collect()
+    }
 }
 
 #[cfg(test)]
@@ -127,7 +120,11 @@ mod tests {
         rows.iter()
             .map(|(name, addresses)| {
                 let addresses = addresses.iter().map(|a| a.parse().unwrap()).collect();
-                (Member::parse(name).unwrap(), addresses)
+                let listed = Listed {
+                    otlp: addresses,
+                    peer_port: 1,
+                };
+                (Member::parse(name).unwrap(), listed)
             })
             .collect()
     }
@@ -143,18 +140,18 @@ mod tests {
         let mut membership = Membership::new(LEAVE_AFTER);
         let start = Instant::now();
         let mut at = |seconds, answer: &Answer| {
-            let change = membership.apply(answer, start + Duration::from_secs(seconds));
-            (change, names(&membership).join(","))
+            membership.apply(answer, start + Duration::from_secs(seconds));
+            names(&membership).join(",")
         };
-        assert_eq!(at(0, &both), (Change::Names, "a,b".into()));
-        assert_eq!(at(10, &one), (Change::Nothing, "a,b".into()));
-        assert_eq!(at(69, &one), (Change::Nothing, "a,b".into()));
+        assert_eq!(at(0, &both), "a,b");
+        assert_eq!(at(10, &one), "a,b");
+        assert_eq!(at(69, &one), "a,b");
         // Seen once: the time starts anew.
-        assert_eq!(at(70, &both), (Change::Nothing, "a,b".into()));
-        assert_eq!(at(72, &one), (Change::Nothing, "a,b".into()));
-        assert_eq!(at(131, &one), (Change::Nothing, "a,b".into()));
-        assert_eq!(at(132, &one), (Change::Names, "a".into()));
-        assert_eq!(at(133, &both), (Change::Names, "a,b".into()));
+        assert_eq!(at(70, &both), "a,b");
+        assert_eq!(at(72, &one), "a,b");
+        assert_eq!(at(131, &one), "a,b");
+        assert_eq!(at(132, &one), "a");
+        assert_eq!(at(133, &both), "a,b");
     }
 
     #[test]
@@ -162,19 +159,16 @@ mod tests {
         let mut membership = Membership::new(LEAVE_AFTER);
         let now = Instant::now();
         let mut apply = |addresses: &[&str]| {
-            let change = membership.apply(&answer(&[("a", addresses)]), now);
-            (change, membership.addresses().into_values().next())
+            membership.apply(&answer(&[("a", addresses)]), now);
+            membership.addresses().into_values().next()
         };
         let first: SocketAddr = "10.0.0.1:1".parse().unwrap();
         let second: SocketAddr = "10.0.0.2:1".parse().unwrap();
-        assert_eq!(apply(&[]), (Change::Nothing, None));
-        assert_eq!(apply(&["10.0.0.1:1"]), (Change::Names, Some(first)));
-        assert_eq!(
-            apply(&["10.0.0.2:1", "10.0.0.1:1"]),
-            (Change::Nothing, Some(first))
-        );
-        assert_eq!(apply(&[]), (Change::Nothing, Some(first)));
-        assert_eq!(apply(&["10.0.0.2:1"]), (Change::Addresses, Some(second)));
+        assert_eq!(apply(&[]), None);
+        assert_eq!(apply(&["10.0.0.1:1"]), Some(first));
+        assert_eq!(apply(&["10.0.0.2:1", "10.0.0.1:1"]), Some(first));
+        assert_eq!(apply(&[]), Some(first));
+        assert_eq!(apply(&["10.0.0.2:1"]), Some(second));
     }
 
     #[test]
@@ -182,11 +176,8 @@ mod tests {
         let mut membership = Membership::new(Duration::ZERO);
         let now = Instant::now();
         membership.apply(&answer(&[("a", &["10.0.0.1:1"])]), now);
-        let change = membership.apply(&answer(&[("b", &["10.0.0.1:1"])]), now);
-        assert_eq!(
-            (change, names(&membership)),
-            (Change::Names, vec!["b".into()])
-        );
+        membership.apply(&answer(&[("b", &["10.0.0.1:1"])]), now);
+        assert_eq!(names(&membership), ["b"]);
     }
 
     #[test]
@@ -197,10 +188,11 @@ mod tests {
             let fresh: Answer = (0..1_500)
                 .map(|i| format!("w{round}-{i}"))
                 .map(|name| {
-                    (
-                        Member::parse(&name).unwrap(),
-                        vec!["10.0.0.1:1".parse().unwrap()],
-                    )
+                    let listed = Listed {
+                        otlp: vec!["10.0.0.1:1".parse().unwrap()],
+                        peer_port: 1,
+                    };
+                    (Member::parse(&name).unwrap(), listed)
                 })
                 .collect();
             membership.apply(&fresh, start + Duration::from_secs(round));

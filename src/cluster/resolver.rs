@@ -4,7 +4,7 @@
 //! Whatever is not a whole, well-formed answer with at least one name is a [`Failure`], and a
 //! failure changes nothing: a truncated list read as a list would be a smaller ring.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -22,7 +22,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::cluster::membership::Answer;
-use crate::cluster::source::{Host, Source, StaticMember};
+use crate::cluster::roster::Listed;
+use crate::cluster::source::{Host, PEER_PORT, Source, StaticMember};
 use crate::model::Member;
 use crate::ring::Table;
 
@@ -45,7 +46,24 @@ pub(super) struct Resolver {
     /// Made at the first question, so that an unreadable resolv.conf is a failed answer like
     /// others and is tried again.
     dns: Option<TokioResolver>,
+    /// Of `srv://`.
+    peer_ports: PeerPorts,
 }
+
+/// What the SRV records of the peer service say. They seldom change, and a member's hello says the same,
+/// so they are asked for when there is a name that they do not list, and now and then.
+#[derive(Default)]
+struct PeerPorts {
+    ports: BTreeMap<Member, u16>,
+    asked_for: BTreeSet<Member>,
+    asked_at: Option<Instant>,
+}
+
+/// Between two looks at the peer service's records if no name is new, …
+const PEER_PORTS_EVERY: Duration = Duration::from_secs(30);
+
+/// … and if there are names without one.
+const MISSING_PORTS_EVERY: Duration = Duration::from_secs(5);
 
 /// A good answer.
 #[derive(Debug, Default)]
@@ -82,7 +100,15 @@ pub(super) enum Failure {
 
 impl Resolver {
     pub(super) fn new(source: Source) -> Self {
-        Self { source, dns: None }
+        Self {
+            source,
+            dns: None,
+            peer_ports: PeerPorts::default(),
+        }
+    }
+
+    pub(super) fn source(&self) -> &Source {
+        &self.source
     }
 
     pub(super) async fn ask(&mut self) -> Result<Resolved, Failure> {
@@ -90,24 +116,43 @@ impl Resolver {
             Source::Static { members, .. } => members,
             Source::Srv { service, .. } => {
                 let dns = connection(&mut self.dns, &self.source)?;
-                return ask_srv(dns, service).await;
+                let mut resolved = ask_srv(dns, service).await?;
+                self.peer_ports
+                    .add(dns, service, &mut resolved.answer)
+                    .await;
+                return Ok(resolved);
             }
-            Source::Dns { host, port, .. } => {
+            Source::Dns {
+                host,
+                port,
+                peer_port,
+                ..
+            } => {
                 let dns = connection(&mut self.dns, &self.source)?;
-                return ask_addresses(dns, host, *port).await;
+                return ask_addresses(dns, host, *port, *peer_port).await;
             }
         };
         let mut resolved = Resolved::default();
         let mut hosts = Vec::new();
-        for StaticMember { name, host, port } in targets {
-            let addresses = match host {
+        for StaticMember {
+            name,
+            host,
+            port,
+            peer_port,
+        } in targets
+        {
+            let otlp = match host {
                 Host::Address(ip) => vec![SocketAddr::new(*ip, *port)],
                 Host::Name(host) => {
                     hosts.push((name.clone(), host.clone(), *port));
                     Vec::new()
                 }
             };
-            resolved.answer.insert(name.clone(), addresses);
+            let listed = Listed {
+                otlp,
+                peer_port: *peer_port,
+            };
+            resolved.answer.insert(name.clone(), listed);
         }
         if !hosts.is_empty() {
             // A list of addresses works where there is no DNS at all.
@@ -116,6 +161,53 @@ impl Resolver {
         }
         Ok(resolved)
     }
+}
+
+impl PeerPorts {
+    /// Whatever goes wrong here, the ring is known: a member without a port has the default one.
+    async fn add(&mut self, dns: &TokioResolver, service: &str, answer: &mut Answer) {
+        let now = Instant::now();
+        let every = match answer.keys().all(|member| self.ports.contains_key(member)) {
+            true => PEER_PORTS_EVERY,
+            false => MISSING_PORTS_EVERY,
+        };
+        let is_due = self.asked_at.is_none_or(|at| now - at >= every);
+        let is_new = |member| !self.asked_for.contains(member);
+        if (is_due || answer.keys().any(is_new))
+            && let Some(service) = peer_service(service)
+        {
+            self.asked_at = Some(now);
+            self.asked_for = answer.keys().cloned().collect();
+            if let Ok(lookup) = question(dns.srv_lookup(&service)).await {
+                self.ports = peer_ports(&lookup, answer);
+            }
+        }
+        for (member, listed) in answer {
+            listed.peer_port = self.ports.get(member).copied().unwrap_or(PEER_PORT);
+        }
+    }
+}
+
+/// Beside `_otlp-grpc._tcp.workers.obs.svc.cluster.local.` stands `_tailring-peer._tcp.workers.…`.
+fn peer_service(service: &str) -> Option<String> {
+    let (_, domain) = service.split_once("._tcp.")?;
+    Some(format!("_tailring-peer._tcp.{domain}"))
+}
+
+/// Bounded by `answer`: others are nobody's.
+fn peer_ports(lookup: &Lookup, answer: &Answer) -> BTreeMap<Member, u16> {
+    let mut ports = BTreeMap::new();
+    for record in lookup.answers() {
+        if let RData::SRV(srv) = &record.data
+            && srv.port > 0
+            && let Ok(Some(member)) = read_target(srv)
+            && answer.contains_key(&member)
+        {
+            let port = ports.entry(member).or_insert(srv.port);
+            *port = srv.port.min(*port);
+        }
+    }
+    ports
 }
 
 fn connection<'a>(
@@ -228,7 +320,11 @@ async fn ask_srv(dns: &TokioResolver, service: &str) -> Result<Resolved, Failure
             targets.push((member.clone(), target.to_ascii(), port));
         }
         let addresses = addresses.into_iter().map(|ip| SocketAddr::new(ip, port));
-        resolved.answer.insert(member, addresses.collect());
+        let listed = Listed {
+            otlp: addresses.collect(),
+            peer_port: PEER_PORT,
+        };
+        resolved.answer.insert(member, listed);
     }
     find_addresses(dns, targets, &mut resolved).await?;
     Ok(resolved)
@@ -263,7 +359,12 @@ fn glue(lookup: &Lookup) -> BTreeMap<Name, Vec<IpAddr>> {
     addresses
 }
 
-async fn ask_addresses(dns: &TokioResolver, host: &str, port: u16) -> Result<Resolved, Failure> {
+async fn ask_addresses(
+    dns: &TokioResolver,
+    host: &str,
+    port: u16,
+    peer_port: u16,
+) -> Result<Resolved, Failure> {
     // AAAA only where there is no A: a host with both would stand in the ring twice.
     let lookup = match question(dns.ipv4_lookup(host)).await {
         Err(Failure::Empty) => question(dns.ipv6_lookup(host)).await?,
@@ -278,7 +379,11 @@ async fn ask_addresses(dns: &TokioResolver, host: &str, port: u16) -> Result<Res
             let address = SocketAddr::new(ip, port);
             let member = Member::parse(&address.to_string())
                 .map_err(|error| Failure::Garbage(error.to_string()))?;
-            resolved.answer.insert(member, vec![address]);
+            let listed = Listed {
+                otlp: vec![address],
+                peer_port,
+            };
+            resolved.answer.insert(member, listed);
         }
     }
     check_count(resolved.answer.len())?;
@@ -327,13 +432,17 @@ async fn find_addresses(
                 let mut ips: Vec<IpAddr> = lookup.iter().collect();
                 ips.sort_unstable();
                 let addresses = ips.into_iter().map(|ip| SocketAddr::new(ip, port));
-                resolved.answer.insert(member, addresses.collect());
+                // It is there already, without an address.
+                if let Some(listed) = resolved.answer.get_mut(&member) {
+                    listed.otlp = addresses.collect();
+                }
             }
             Ok((_, _, Err(failure))) => failed = Some(failure),
             Err(panic) => failed = Some(Failure::Other(panic.to_string())),
         }
     }
-    let without = resolved.answer.values().filter(|a| a.is_empty()).count();
+    let without = resolved.answer.values();
+    let without = without.filter(|it| it.otlp.is_empty()).count();
     resolved.without_address = without;
     match failed {
         Some(failure) if without == resolved.answer.len() => Err(failure),
@@ -357,6 +466,15 @@ mod tests {
         assert_eq!(check_count(1), Ok(()));
         assert_eq!(check_count(4096), Ok(()));
         assert_eq!(check_count(4097), Err(Failure::TooMany(4097)));
+    }
+
+    #[test]
+    fn the_peer_service_stands_beside_the_other() {
+        assert_eq!(
+            peer_service("_otlp-grpc._tcp.workers.obs.svc.cluster.local.").as_deref(),
+            Some("_tailring-peer._tcp.workers.obs.svc.cluster.local.")
+        );
+        assert_eq!(peer_service("_otlp-grpc._udp.workers."), None);
     }
 
     #[tokio::test]

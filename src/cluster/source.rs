@@ -23,6 +23,8 @@ pub enum Source {
     Dns {
         host: String,
         port: u16,
+        /// Where workers call each other.
+        peer_port: u16,
         nameserver: Option<SocketAddr>,
     },
     /// A list given by hand. Names are fixed, host names among the addresses are looked up.
@@ -32,13 +34,18 @@ pub enum Source {
     },
 }
 
-/// One `name=host:port` of a `static://` list.
+/// One `name=host:port/peer port` of a `static://` list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StaticMember {
     pub name: Member,
     pub host: Host,
     pub port: u16,
+    /// Where workers call each other.
+    pub peer_port: u16,
 }
+
+/// Where workers call each other unless something says otherwise.
+pub const PEER_PORT: u16 = 4319;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Host {
@@ -86,8 +93,14 @@ pub enum SourceError {
     StaticTooMany(usize),
     #[error("{0:?} is not a name server; write ?nameserver=10.96.0.10:53")]
     Nameserver(String),
-    #[error("unknown parameter {0:?}; the only one is ?nameserver=IP:PORT")]
+    #[error(
+        "unknown parameter {0:?}; there are ?nameserver=IP:PORT and, for dns://, &peer-port=4319"
+    )]
     Parameter(String),
+    #[error(
+        "peer-port is for dns://; srv:// asks for the records of _tailring-peer._tcp beside its own, and static:// has name=host:port/peer-port"
+    )]
+    PeerPort,
 }
 
 impl FromStr for Source {
@@ -100,7 +113,10 @@ impl FromStr for Source {
             .ok_or_else(|| SourceError::Scheme(text.into()))?;
         let (body, query) = rest.split_once('?').unwrap_or((rest, ""));
         let body = body.strip_suffix('/').unwrap_or(body);
-        let nameserver = parse_query(query)?;
+        let (nameserver, peer_port) = parse_query(query)?;
+        if peer_port.is_some() && scheme != "dns" {
+            return Err(SourceError::PeerPort);
+        }
         match scheme {
             "srv" => Ok(Self::Srv {
                 service: parse_service(body)?,
@@ -111,6 +127,7 @@ impl FromStr for Source {
                 Ok(Self::Dns {
                     host,
                     port,
+                    peer_port: peer_port.unwrap_or(PEER_PORT),
                     nameserver,
                 })
             }
@@ -125,6 +142,7 @@ impl FromStr for Source {
 
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut separator = '?';
         let nameserver = match self {
             Self::Srv {
                 service,
@@ -136,9 +154,14 @@ impl fmt::Display for Source {
             Self::Dns {
                 host,
                 port,
+                peer_port,
                 nameserver,
             } => {
                 write!(f, "dns://{host}:{port}")?;
+                if *peer_port != PEER_PORT {
+                    write!(f, "?peer-port={peer_port}")?;
+                    separator = '&';
+                }
                 nameserver
             }
             Self::Static {
@@ -150,12 +173,15 @@ impl fmt::Display for Source {
                     let comma = if position > 0 { "," } else { "" };
                     write!(f, "{comma}{}={}", member.name, member.host)?;
                     write!(f, ":{}", member.port)?;
+                    if member.peer_port != PEER_PORT {
+                        write!(f, "/{}", member.peer_port)?;
+                    }
                 }
                 nameserver
             }
         };
         match nameserver {
-            Some(address) => write!(f, "?nameserver={address}"),
+            Some(address) => write!(f, "{separator}nameserver={address}"),
             None => Ok(()),
         }
     }
@@ -171,8 +197,8 @@ impl fmt::Display for Host {
     }
 }
 
-fn parse_query(query: &str) -> Result<Option<SocketAddr>, SourceError> {
-    let mut nameserver = None;
+fn parse_query(query: &str) -> Result<(Option<SocketAddr>, Option<u16>), SourceError> {
+    let (mut nameserver, mut peer_port) = (None, None);
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         match pair.split_once('=') {
             Some(("nameserver", value)) => {
@@ -181,10 +207,11 @@ fn parse_query(query: &str) -> Result<Option<SocketAddr>, SourceError> {
                     with_port.or_else(|_| value.parse().map(|ip: IpAddr| (ip, 53).into()));
                 nameserver = Some(address.map_err(|_| SourceError::Nameserver(value.into()))?);
             }
+            Some(("peer-port", value)) => peer_port = Some(parse_port(value)?),
             _ => return Err(SourceError::Parameter(pair.into())),
         }
     }
-    Ok(nameserver)
+    Ok((nameserver, peer_port))
 }
 
 fn parse_service(body: &str) -> Result<String, SourceError> {
@@ -234,8 +261,11 @@ fn parse_static_member(entry: &str) -> Result<StaticMember, SourceError> {
         entry: entry.into(),
         reason,
     })?;
-    let (host, port) = address.rsplit_once(':').ok_or_else(wrong)?;
-    let port = parse_port(port)?;
+    let (host, ports) = address.rsplit_once(':').ok_or_else(wrong)?;
+    let (port, peer_port) = match ports.split_once('/') {
+        Some((port, peer_port)) => (parse_port(port)?, parse_port(peer_port)?),
+        None => (parse_port(ports)?, PEER_PORT),
+    };
     let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
     let host = match (bare.unwrap_or(host).parse::<IpAddr>(), bare) {
         (Ok(address @ IpAddr::V6(_)), Some(_)) => Host::Address(address),
@@ -243,7 +273,12 @@ fn parse_static_member(entry: &str) -> Result<StaticMember, SourceError> {
         (Err(_), None) => Host::Name(absolute(host).ok_or_else(wrong)?),
         _ => return Err(wrong()),
     };
-    Ok(StaticMember { name, host, port })
+    Ok(StaticMember {
+        name,
+        host,
+        port,
+        peer_port,
+    })
 }
 
 fn parse_port(text: &str) -> Result<u16, SourceError> {
@@ -296,6 +331,23 @@ mod tests {
     }
 
     #[test]
+    fn the_peer_port_is_said_for_each_member_or_for_all() {
+        check(
+            "static://a=10.0.0.1:1/2,b=h:3/4319",
+            "static://a=10.0.0.1:1/2,b=h.:3",
+        );
+        check("dns://w:1?peer-port=7", "dns://w.:1?peer-port=7");
+        check(
+            "dns://w:1?nameserver=[::1]:5&peer-port=7",
+            "dns://w.:1?peer-port=7&nameserver=[::1]:5",
+        );
+        refuse("static://a=10.0.0.1:1/0", "is not a port");
+        refuse("dns://w:1?peer-port=x", "is not a port");
+        refuse("srv://_a._tcp.w?peer-port=7", "_tailring-peer._tcp");
+        refuse("static://a=h:1?peer-port=7", "name=host:port/peer-port");
+    }
+
+    #[test]
     fn a_nameserver_may_be_named() {
         check(
             "dns://w:1?nameserver=10.96.0.10",
@@ -309,7 +361,7 @@ mod tests {
             "dns://w:1?nameserver=kube-dns",
             "write ?nameserver=10.96.0.10:53",
         );
-        refuse("dns://w:1?ns=1.2.3.4", "the only one is ?nameserver");
+        refuse("dns://w:1?ns=1.2.3.4", "there are ?nameserver");
     }
 
     #[test]

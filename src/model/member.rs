@@ -28,6 +28,28 @@ pub enum MemberError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Incarnation(pub u64);
 
+/// Names a data dir: random, made with it. A new one under a known name tells that the log is empty.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StoreId(pub u128);
+
+/// One life of one worker on one data dir. What peers check on every call.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Identity {
+    pub member: Member,
+    pub incarnation: Incarnation,
+    pub store: StoreId,
+}
+
+/// What a worker says about itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum MemberState {
+    /// Gives no verdict yet: its log is being read, or its peers have not told what they hold for it.
+    Joining,
+    Ready,
+    /// Was asked to stop: out of the ring, hands over what it holds.
+    Draining,
+}
+
 /// Identifies what a process believes about the ring: cluster, seed, ring version and names.
 /// Equal fingerprints mean equal placement of every trace.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -72,6 +94,29 @@ impl fmt::Debug for Member {
 impl fmt::Display for Incarnation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for StoreId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl fmt::Debug for StoreId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl MemberState {
+    /// As in `/ring` and logs.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Joining => "joining",
+            Self::Ready => "ready",
+            Self::Draining => "draining",
+        }
     }
 }
 

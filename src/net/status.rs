@@ -39,6 +39,12 @@ pub enum RefusalReason {
     LaneFull,
     /// The message was meant for another member.
     WrongMember,
+    /// A peer's call was meant for another life of this member: the caller learns of this one by hello.
+    WrongIncarnation,
+    /// A peer that is older than another one of its name. Never retried: it is not the one in the ring.
+    StaleIncarnation,
+    /// A peer of another cluster.
+    WrongCluster,
     /// The log is at its byte bound, or its volume has only the reserve left.
     LogFull,
     /// The log could not be written.
@@ -72,7 +78,7 @@ struct Row {
 }
 
 impl RefusalReason {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 21] = [
         Self::InvalidRequest,
         Self::TooLarge,
         Self::TooManySpans,
@@ -86,6 +92,9 @@ impl RefusalReason {
         Self::WorkersUnavailable,
         Self::LaneFull,
         Self::WrongMember,
+        Self::WrongIncarnation,
+        Self::StaleIncarnation,
+        Self::WrongCluster,
         Self::LogFull,
         Self::LogFailed,
         Self::ShardBusy,
@@ -152,7 +161,18 @@ impl RefusalReason {
             Self::WorkersUnavailable => later("workers_unavailable", 1_000),
             Self::LaneFull => later("lane_full", 1_000),
             Self::WrongMember => later("wrong_member", 100), // the sender only has to look again
-            Self::LogFull => later("log_full", 5_000),       // export or expiry must free segments
+            Self::WrongIncarnation => later("wrong_incarnation", 1_000),
+            Self::StaleIncarnation => never(
+                "stale_incarnation",
+                Code::FailedPrecondition,
+                StatusCode::CONFLICT,
+            ),
+            Self::WrongCluster => never(
+                "wrong_cluster",
+                Code::FailedPrecondition,
+                StatusCode::CONFLICT,
+            ),
+            Self::LogFull => later("log_full", 5_000), // export or expiry must free segments
             Self::LogFailed => later("log_failed", 5_000),
             Self::ShardBusy => later("shard_busy", 200), // a queue of milliseconds
             Self::Unready => later("unready", 2_000),
@@ -167,6 +187,17 @@ impl RefusalReason {
     /// Value of the `reason` and `outcome` metric labels.
     pub const fn label(self) -> &'static str {
         self.row().label
+    }
+
+    /// The reason with which a Tailring process begins the text of a refusal, and the rest of it:
+    /// `log_full: ...`. Labels are plain ASCII, so percent-encoding leaves them alone. Other receivers'
+    /// texts have none; should one, it is taken for what it says.
+    pub fn in_message(message: &str) -> Option<(Self, &str)> {
+        let (label, detail) = message.split_once(": ")?;
+        Self::ALL
+            .into_iter()
+            .find(|reason| reason.label() == label)
+            .map(|reason| (reason, detail))
     }
 
     pub const fn grpc_code(self) -> Code {

@@ -82,7 +82,7 @@ impl Answer {
         else {
             return Self::Refused(text);
         };
-        let (reason, detail) = match reason_in(&message) {
+        let (reason, detail) = match RefusalReason::in_message(&message) {
             Some((reason, detail)) => (Some(reason), detail),
             None => (None, message.as_str()),
         };
@@ -119,17 +119,6 @@ impl Answer {
             _ => Self::Refused(text),
         }
     }
-}
-
-/// The reason with which a Tailring worker begins the text of a refusal, and the rest of it:
-/// `log_full: ...`. Labels are plain ASCII, so percent-encoding leaves them alone. Other receivers'
-/// texts have none; should one, it is taken for what it says.
-fn reason_in(message: &str) -> Option<(RefusalReason, &str)> {
-    let (label, detail) = message.split_once(": ")?;
-    RefusalReason::ALL
-        .into_iter()
-        .find(|reason| reason.label() == label)
-        .map(|reason| (reason, detail))
 }
 
 #[cfg(test)]

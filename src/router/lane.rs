@@ -274,7 +274,13 @@ impl Lane {
         let timeout = self.surroundings.config.attempt_timeout_for(bytes);
         let metadata = self.metadata(&batch.route);
         let sent = self.channel.export(batch.pieces(), &metadata, timeout);
-        Answer::of(sent.await)
+        let result = sent.await;
+        if let Ok(response) = &result
+            && let Some(theirs) = response.view
+        {
+            self.surroundings.view.compare(theirs);
+        }
+        Answer::of(result)
     }
 
     /// Asks whether the worker is back, with a request that carries nothing.

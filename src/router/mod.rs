@@ -9,7 +9,7 @@
 //! [`ingest`] owns one request and its answer; [`journey`] its parts, and what happens to one that a
 //! lane gave back. [`cutter`] scans and splits. [`lane`] is the queue, the
 //! connection and the circuit of one member; [`lanes`] keeps one for each member of the view.
-//! [`surrogates`] says who stands in. A router holds nothing that a client was told is safe: what is
+//! [`surrogates`] says who stands in. [`follower`] asks workers who is there. A router holds nothing that a client was told is safe: what is
 //! in a lane belongs to a request that still waits.
 //!
 //! Sockets, statuses and byte admission are `net`'s; what is in a message is `wire`'s; who is there
@@ -19,6 +19,7 @@ mod answer;
 mod batch;
 mod circuit;
 mod cutter;
+mod follower;
 mod ingest;
 mod journey;
 mod lane;
@@ -29,6 +30,7 @@ mod surrogates;
 
 use std::time::Duration;
 
+pub use follower::Follower;
 pub use ingest::Router;
 pub use metrics::RouterMetrics;
 

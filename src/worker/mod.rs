@@ -4,13 +4,15 @@
 //! machine that owns traces) → `shard_thread` and `disk` (the threads that run it and write for it)
 //! → `limiter` (the limits that all shards ask) → `exporter` and `message` (from a verdict to the
 //! backend's OK; `export_memory` says when they may) → `isolation` and `dead_letters` (what the backend refuses) → `export` (destinations).
-//! `footers` spares the next start time. `forward` passes on what belongs to others. `simulated` runs
+//! `footers` spares the next start time. `forward` passes on what belongs to others. `peering` knows who is there and when verdicts
+//! may be given, `exchange` is what peers ask for. `simulated` runs
 //! the same shards in one thread, for `tests/crash` and `tests/simulation`.
 
 pub mod export;
 
 mod dead_letters;
 mod disk;
+mod exchange;
 mod export_memory;
 mod exporter;
 mod footers;
@@ -20,6 +22,8 @@ mod isolation;
 mod limiter;
 mod message;
 mod metrics;
+mod peering;
+mod peering_metrics;
 pub mod shard;
 mod shard_thread;
 mod simulated;
@@ -27,6 +31,8 @@ mod start;
 
 pub use disk::AckLevel;
 pub use metrics::WorkerMetrics;
+pub use peering::{Peering, PeeringConfig, PeeringService};
+pub use peering_metrics::PeeringMetrics;
 pub use shard::OnPressure;
 pub use simulated::{SimulatedAnswer, SimulatedDoor, SimulatedWorker};
 pub use start::{StartError, Worker, WorkerConfig};

@@ -58,7 +58,8 @@ enum Control {
     },
     Exported(ExportWork),
     PutBack(ExportWork),
-    Deciding(bool),
+    /// Verdicts may be given until then.
+    Deciding(Option<Moment>),
     Limited(Vec<(TraceId, LimitAnswers)>),
     AwaitingExport(oneshot::Sender<usize>),
     StopExports,
@@ -128,8 +129,10 @@ impl ShardHandle {
         self.control.send(Control::PutBack(work)).ok();
     }
 
-    pub(crate) fn set_deciding(&self, deciding: bool) {
-        self.control.send(Control::Deciding(deciding)).ok();
+    /// Verdicts may be given until then, if nothing else is heard: a process that was stopped must not judge by
+    /// what it knew before.
+    pub(crate) fn set_deciding(&self, until: Option<Moment>) {
+        self.control.send(Control::Deciding(until)).ok();
     }
 
     /// What the limits said to traces that asked.
@@ -219,6 +222,7 @@ pub(crate) fn prepare(
         exports_stopped: false,
         stop: None,
         last_try: false,
+        deciding_until: None,
         beat: beat.clone(),
         memory,
     };
@@ -272,6 +276,7 @@ pub(crate) struct Running {
     stop: Option<oneshot::Sender<()>>,
     /// A failed write may be tried once more before the stop.
     last_try: bool,
+    deciding_until: Option<Moment>,
     beat: Arc<AtomicU64>,
     /// What the shard holds of the worker's memory.
     memory: Permit,
@@ -317,6 +322,10 @@ impl Running {
     /// Takes in what has come, and hands out what came of it. Never waits.
     pub(crate) fn turn(&mut self, first: First, now: Moment) {
         self.now = now;
+        if self.deciding_until.is_some_and(|until| now > until) {
+            self.deciding_until = None;
+            self.shard.set_deciding(false);
+        }
         if let Some(done) = first.done {
             self.batch_done(done);
         }
@@ -412,7 +421,11 @@ impl Running {
             }),
             Control::Exported(work) => self.shard.exported(work, now),
             Control::PutBack(work) => self.shard.put_back(work, now),
-            Control::Deciding(deciding) => self.shard.set_deciding(deciding),
+            Control::Deciding(until) => {
+                self.deciding_until = until;
+                self.shard
+                    .set_deciding(until.is_some_and(|until| now <= until));
+            }
             Control::Limited(answers) => {
                 for (trace, answers) in answers {
                     self.shard.answered(trace, &answers, now);

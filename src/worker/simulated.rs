@@ -99,7 +99,7 @@ impl<D: Disk> SimulatedWorker<D> {
             let memory = config.budget.charge(0);
             let (handle, running, disk) =
                 shard_thread::prepare(number as u16, shard, asking.clone(), memory, now);
-            handle.set_deciding(true);
+            handle.set_deciding(Some(Moment::NEVER));
             SimulatedShard {
                 handle,
                 running,
@@ -146,10 +146,10 @@ impl<D: Disk> SimulatedWorker<D> {
         }
     }
 
-    /// Whether this worker gives verdicts, from its next turns on.
-    pub fn set_deciding(&self, deciding: bool) {
+    /// Until when this worker gives verdicts, from its next turns on.
+    pub fn set_deciding(&self, until: Option<Moment>) {
         for shard in &self.shards {
-            shard.handle.set_deciding(deciding);
+            shard.handle.set_deciding(until);
         }
     }
 

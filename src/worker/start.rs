@@ -1,6 +1,5 @@
 //! Brings a worker to life from its data dir, and to rest again.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -10,7 +9,7 @@ use crate::log::{
     Buffers, Disk, ReadError, RecoveryReport, Space, SpaceConfig, SyncFailure, Unfinished, Volume,
     Writer, make_durable, recover,
 };
-use crate::model::{Fingerprint, Incarnation, Member, SteadyClock};
+use crate::model::{Fingerprint, Incarnation, Member, Moment, SteadyClock};
 use crate::net::admission::Budget;
 use crate::net::client::Grpc;
 use crate::policy::Rules;
@@ -77,7 +76,6 @@ pub struct Worker {
     recovery: RecoveryReport,
     sync_failure: Arc<SyncFailure>,
     unfinished: Arc<Unfinished>,
-    deciding: AtomicBool,
     /// If the rules have limits; with the view by which they were last divided.
     limiter: Mutex<Option<(Limiter, Option<Fingerprint>)>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -192,7 +190,6 @@ impl Worker {
             recovery,
             sync_failure: volume.sync_failure().clone(),
             unfinished: volume.unfinished().clone(),
-            deciding: AtomicBool::new(false),
             limiter: Mutex::new(limiter.map(|limiter| (limiter, None))),
             threads: Mutex::new(threads),
             exporters: Mutex::new(exporters),
@@ -210,21 +207,19 @@ impl Worker {
         self.sync_failure.get()
     }
 
-    /// Begins to give verdicts as soon as this member is in the ring, and stops when it is not.
-    /// Returns whether it is. Called again and again by the process.
-    pub fn join(&self) -> bool {
+    /// Gives verdicts until then, as long as this member is in the ring. Returns whether it does. Called again and
+    /// again by the process, and at every change.
+    pub fn join(&self, until: Option<Moment>) -> bool {
         let view = self.view.load();
-        let joined = view.index_of(&self.name).is_some();
+        let until = until.filter(|_| view.index_of(&self.name).is_some());
         self.divide_limits(&view);
-        if self.deciding.swap(joined, Ordering::AcqRel) != joined {
-            for shard in &self.shards {
-                shard.set_deciding(joined);
-            }
+        for shard in &self.shards {
+            shard.set_deciding(until);
         }
         self.metrics.log_bytes.set(self.space.used_bytes() as i64);
         self.metrics.log_segments.set(self.space.segments() as i64);
         self.letters.show();
-        joined
+        until.is_some()
     }
 
     /// How many bytes the volume of the log has left. Below the log's reserve clients are refused.

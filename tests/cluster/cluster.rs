@@ -18,6 +18,7 @@ use crate::dns::DnsServer;
 use crate::process::{PATIENCE, Process, ROUTER, Scrape, TOOL, WORKER, free_address, page, until};
 
 const SERVICE: &str = "_otlp-grpc._tcp.workers.obs.svc.cluster.local";
+const PEER_SERVICE: &str = "_tailring-peer._tcp.workers.obs.svc.cluster.local";
 
 /// Whole clusters do not share two cores: each test of this binary has its turn.
 static TURN: Mutex<()> = Mutex::const_new(());
@@ -65,6 +66,8 @@ pub struct Tier {
     pub grpc: SocketAddr,
     pub http: SocketAddr,
     pub admin: SocketAddr,
+    /// Of a worker.
+    pub peers: SocketAddr,
     pub process: Process,
     dir: PathBuf,
 }
@@ -192,6 +195,12 @@ impl Cluster {
             .zip(&cluster.workers)
             .map(|(name, worker)| (name.as_str(), worker.grpc))
             .collect();
+        let peers: Vec<_> = names
+            .iter()
+            .zip(&cluster.workers)
+            .map(|(name, worker)| (name.as_str(), worker.peers.port()))
+            .collect();
+        cluster._dns.set_targets(PEER_SERVICE, peers);
         cluster._dns.set_records(SERVICE, &records);
         for number in 0..plan.routers {
             let name = format!("router-{number}");
@@ -210,6 +219,10 @@ impl Cluster {
 
     fn tier(&self, binary: &'static str, name: &str, workers: &str, mut args: Vec<String>) -> Tier {
         let (grpc, http, admin) = (free_address(), free_address(), free_address());
+        let peers = free_address();
+        if binary == WORKER {
+            args.extend(["--listen-peers".to_owned(), peers.to_string()]);
+        }
         let shared = [
             ("--workers", workers.to_owned()),
             ("--listen-grpc", grpc.to_string()),
@@ -229,6 +242,7 @@ impl Cluster {
             grpc,
             http,
             admin,
+            peers,
             dir: self.dir.path().to_owned(),
         }
     }

@@ -88,7 +88,8 @@ async fn a_failed_fsync_ends_the_worker_unacknowledged_and_the_next_life_goes_on
             ])
             .args(["--listen-grpc", &grpc.to_string()])
             .args(["--listen-http", &http.to_string()])
-            .args(["--listen-admin", &admin.to_string()]);
+            .args(["--listen-admin", &admin.to_string()])
+            .args(["--listen-peers", "127.0.0.1:0"]);
         Process::spawn(command, dir, "worker")
     };
     let ready = async || {

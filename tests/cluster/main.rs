@@ -19,6 +19,7 @@ mod cluster;
 mod dns;
 mod failures;
 mod fsync;
+mod peers;
 mod process;
 mod start;
 mod whole;

@@ -19,6 +19,7 @@ fn worker(dir: &Path, name: &str, data_dir: &str, more: &[(&str, String)]) -> (P
         ("--listen-grpc", grpc.to_string()),
         ("--listen-http", free_address().to_string()),
         ("--listen-admin", admin.to_string()),
+        ("--listen-peers", "127.0.0.1:0".to_owned()),
     ];
     let kept = fixed
         .iter()
@@ -46,10 +47,18 @@ async fn an_address_in_use_is_named_with_its_flag_and_ends_the_start() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    for flag in ["--listen-grpc", "--listen-http", "--listen-admin"] {
+    for flag in [
+        "--listen-grpc",
+        "--listen-http",
+        "--listen-admin",
+        "--listen-peers",
+    ] {
         let more = [(flag, address.clone())];
         let (process, _) = worker(dir.path(), &format!("worker{flag}"), "data", &more);
         ends(process, 1, &[&address, "in use"]).await;
+        if flag == "--listen-peers" {
+            continue; // a router has none
+        }
         let mut args = vec!["--workers".to_owned(), "static://a=127.0.0.1:9".to_owned()];
         for each in ["--listen-grpc", "--listen-http", "--listen-admin"] {
             let free = free_address().to_string();

@@ -71,7 +71,11 @@ fn settings(pod: &Pod<'_>, manifests: &Manifests) -> Vec<String> {
         ("otlp-http", 4318, shared.listen_http),
         ("admin", 9464, shared.listen_admin),
     ];
-    for (name, usual, listener) in ports {
+    let peers = match &settings {
+        Settings::Router(_) => None,
+        Settings::Worker(config) => Some(("tailring-peer", 4319, config.listen_peers)),
+    };
+    for (name, usual, listener) in ports.into_iter().chain(peers) {
         if listener != (ListenAddress::AllInterfaces { port: usual }) {
             found.push(format!("{name} listens on {listener}, not on :{usual}"));
         }
@@ -139,8 +143,19 @@ fn discovery(source: &Source, namespace: &str, manifests: &Manifests) -> Vec<Str
             ));
         }
     }
+    let peers = |service: &str| {
+        let domain = service
+            .split_once("._tcp.")
+            .map_or("", |(_, domain)| domain);
+        format!("_tailring-peer._tcp.{domain}")
+    };
     match source {
-        Source::Srv { service, .. } if known.contains(service) => Vec::new(),
+        Source::Srv { service, .. } if known.contains(service) => {
+            if known.contains(&peers(service)) {
+                return Vec::new();
+            }
+            vec![format!("no port for peers: DNS has {known:?}")]
+        }
         other => vec![format!("--workers is {other}, and DNS has {known:?}")],
     }
 }

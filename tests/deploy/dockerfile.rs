@@ -113,7 +113,7 @@ fn findings(dockerfile: &str, ignored: &str) -> Vec<String> {
     if last("USER") != Some("65532:65532") {
         found.push("does not run as the user of the manifests".to_owned());
     }
-    if last("EXPOSE") != Some("4317 4318 9464") {
+    if last("EXPOSE") != Some("4317 4318 4319 9464") {
         found.push("exposes other ports than there are".to_owned());
     }
     if last("ENTRYPOINT") != Some(r#"["/usr/local/bin/tailring"]"#) {

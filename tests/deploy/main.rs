@@ -167,6 +167,16 @@ fn spoilt_manifests_are_found() {
             "admin listens on :9465",
         ),
         (
+            "--listen-peers=:4319",
+            "--listen-peers=:4320",
+            "tailring-peer listens on :4320",
+        ),
+        (
+            "- name: tailring-peer\n    port",
+            "- name: peers\n    port",
+            "no port for peers",
+        ),
+        (
             "--listen-grpc=:4317",
             "--listen-grpc=127.0.0.1:4317",
             "otlp-grpc listens on 127",
@@ -229,7 +239,7 @@ fn spoilt_manifests_are_found() {
         ("path: /readyz", "path: /ready", "readinessProbe asks for"),
         ("port: admin", "port: otlp-http", "asks the port"),
         (
-            "GracePeriodSeconds: 60",
+            "GracePeriodSeconds: 120",
             "GracePeriodSeconds: 30",
             "needs 33 s to stop",
         ),

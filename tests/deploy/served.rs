@@ -21,7 +21,13 @@ impl Served {
             _data: data,
         };
         let data_dir = served._data.path().to_str().unwrap().to_owned();
-        let worker = ["--name=a", "--export=stdout", "--data-dir", &data_dir];
+        let worker = [
+            "--name=a",
+            "--export=stdout",
+            "--listen-peers=127.0.0.1:0",
+            "--data-dir",
+            &data_dir,
+        ];
         served.add(
             "tailring-router",
             env!("CARGO_BIN_EXE_tailring-router"),

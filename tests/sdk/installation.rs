@@ -54,10 +54,12 @@ impl Installation {
         let listeners: Vec<[SocketAddr; 3]> = (0..=names.len())
             .map(|_| [(); 3].map(|()| free_address()))
             .collect();
+        let peers = names.map(|name| (name, free_address()));
+        let peers = std::collections::BTreeMap::from(peers);
         let members: Vec<String> = names
             .iter()
             .zip(&listeners)
-            .map(|(name, [grpc, ..])| format!("{name}={grpc}"))
+            .map(|(name, [grpc, ..])| format!("{name}={grpc}/{}", peers[name].port()))
             .collect();
         let members = format!("static://{}", members.join(","));
         let tier = |binary, name: &str, listeners: [SocketAddr; 3], more: &[String]| {
@@ -82,6 +84,7 @@ impl Installation {
             .map(|(name, listeners)| {
                 let more = [
                     format!("--name={name}"),
+                    format!("--listen-peers={}", peers[name]),
                     "--policies=policies.yaml".to_owned(),
                     format!("--data-dir=data-{name}"),
                     format!("--export=grpc://{}", backend.address),

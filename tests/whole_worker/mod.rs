@@ -8,7 +8,7 @@ use std::time::Duration;
 use prometheus_client::registry::Registry;
 use tailring::cluster::{View, ViewHandle};
 use tailring::log::SimulatedDisk;
-use tailring::model::{Incarnation, Member, SteadyClock};
+use tailring::model::{Incarnation, Member, Moment, SteadyClock};
 use tailring::net::admission::Budget;
 use tailring::policy::{Policy, PolicyKind, Rules, Timing};
 use tailring::ring::Seed;
@@ -88,6 +88,6 @@ pub(crate) fn start(
         WorkerMetrics::register(registry),
     );
     let worker = worker.unwrap();
-    assert!(worker.join());
+    assert!(worker.join(Some(Moment::NEVER)));
     worker
 }

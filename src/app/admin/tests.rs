@@ -50,6 +50,7 @@ async fn serve(live: Vec<LiveCheck>, ready: Vec<ReadyCheck>) -> (SocketAddr, Adm
         registry,
         live,
         ready: ready.into(),
+        roster: None,
     });
     (address, pages)
 }
@@ -72,6 +73,7 @@ async fn a_process_that_is_starting_is_alive_and_not_ready() {
         registry: Registry::default(),
         live: vec![],
         ready: Arc::new([]),
+        roster: None,
     });
     assert_eq!(ask(address, "GET /readyz").await.status, 200);
     assert_eq!(ask(address, "GET /metrics").await.status, 200);

@@ -11,7 +11,7 @@ use anyhow::{Context as _, bail};
 use rand::Rng as _;
 use tokio::time::{Instant, sleep};
 
-use super::dns::Records;
+use super::dns::{Records, Service};
 use super::page;
 use super::process::Process;
 use super::service;
@@ -20,6 +20,7 @@ pub(super) const WORKERS: usize = 3;
 pub(super) const ROUTERS: usize = 2;
 
 const SERVICE: &str = "_otlp-grpc._tcp.workers.demo.svc.cluster.local.";
+const PEER_SERVICE: &str = "_tailring-peer._tcp.workers.demo.svc.cluster.local.";
 const READY_WITHIN: Duration = Duration::from_secs(30);
 const ASKS_EVERY: Duration = Duration::from_millis(50);
 /// Logs take 64 MiB at a time for each core of each worker: not for a /tmp that is memory.
@@ -130,17 +131,29 @@ impl Cluster {
             arguments.extend(["--policies".into(), text(&policy_file)]);
             arguments.extend(["--data-dir".into(), text(&data_dir)]);
             arguments.extend(["--export".into(), format!("grpc://{backend_address}")]);
+            arguments.extend(["--listen-peers".into(), "127.0.0.1:0".into()]);
             arguments.extend(shared(&source));
             starting.push(Process::start(&name, &arguments, files.dir())?);
         }
-        let workers = addressed(starting).await?;
-        let records = Records {
-            service: SERVICE.into(),
-            targets: workers
-                .iter()
+        let mut workers = addressed(starting).await?;
+        let mut peers = Vec::new();
+        for worker in &mut workers {
+            peers.push(worker.process.address("listening for peers").await?);
+        }
+        let otlp = workers.iter().map(|worker| worker.otlp);
+        let service = |name: &str, addresses: Vec<SocketAddr>| Service {
+            name: name.into(),
+            targets: addresses
+                .into_iter()
                 .enumerate()
-                .map(|(number, worker)| (host(number) + ".", worker.otlp))
+                .map(|(number, address)| (host(number) + ".", address))
                 .collect(),
+        };
+        let records = Records {
+            services: vec![
+                service(SERVICE, otlp.collect()),
+                service(PEER_SERVICE, peers),
+            ],
         };
         dns.write_line(&serde_json::to_string(&records)?)?;
 

@@ -27,8 +27,13 @@ pub(super) struct DnsArgs {}
 /// All there is to know, as one line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Records {
+    pub(super) services: Vec<Service>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Service {
     /// The name that is asked for SRV records.
-    pub(super) service: String,
+    pub(super) name: String,
     /// Host names and where they are reached.
     pub(super) targets: Vec<(String, SocketAddr)>,
 }
@@ -71,9 +76,10 @@ async fn bind() -> io::Result<(UdpSocket, TcpListener)> {
 
 #[derive(Debug, Clone)]
 struct Zone {
-    service: Name,
-    targets: Vec<(SRV, SocketAddr)>,
+    services: Vec<(Name, Targets)>,
 }
+
+type Targets = Vec<(SRV, SocketAddr)>;
 
 struct Handler {
     zone: watch::Receiver<Option<Zone>>,
@@ -81,13 +87,16 @@ struct Handler {
 
 impl Zone {
     fn new(records: &Records) -> anyhow::Result<Self> {
-        let targets = records.targets.iter().map(|(target, address)| {
-            let srv = SRV::new(0, 50, address.port(), Name::from_str(target)?);
-            Ok((srv, *address))
+        let services = records.services.iter().map(|service| {
+            let targets = service.targets.iter().map(|(target, address)| {
+                let srv = SRV::new(0, 50, address.port(), Name::from_str(target)?);
+                Ok((srv, *address))
+            });
+            let targets = targets.collect::<anyhow::Result<_>>()?;
+            Ok((Name::from_str(&service.name)?, targets))
         });
         Ok(Self {
-            service: Name::from_str(&records.service)?,
-            targets: targets.collect::<anyhow::Result<_>>()?,
+            services: services.collect::<anyhow::Result<_>>()?,
         })
     }
 
@@ -98,8 +107,8 @@ impl Zone {
             SocketAddr::V4(address) => Some(record(&srv.target, RData::A(A(*address.ip())))),
             SocketAddr::V6(_) => None,
         };
-        if *question == self.service {
-            let targets = self.targets.iter().filter(|_| kind == RecordType::SRV);
+        if let Some((_, targets)) = self.services.iter().find(|(name, _)| name == question) {
+            let targets = targets.iter().filter(|_| kind == RecordType::SRV);
             return Some((
                 targets
                     .clone()
@@ -108,8 +117,11 @@ impl Zone {
                 targets.filter_map(host).collect(),
             ));
         }
+        // Each service has all hosts.
         let mut hosts = self
-            .targets
+            .services
+            .first()?
+            .1
             .iter()
             .filter(|(srv, _)| srv.target == *question);
         hosts.clone().next()?;

@@ -113,7 +113,8 @@ Examples:
     tailring-worker --workers srv://_otlp-grpc._tcp.workers.obs.svc.cluster.local \\
                     --policies /etc/tailring/policies.yaml --export grpcs://otlp.example.com:443 \\
                     --export-header-file /etc/tailring/secret/headers \\
-                    --listen-grpc :4317 --listen-http :4318 --listen-admin :9464
+                    --listen-grpc :4317 --listen-http :4318 --listen-peers :4319 \\
+                    --listen-admin :9464
 
 Exit codes: 0 after a clean stop, 64 when settings or usage are wrong, 1 for everything else."
 )]
@@ -197,6 +198,14 @@ pub struct WorkerArgs {
     /// before --drop-retain, then the traces that are due next are judged before their time.
     #[arg(long, env = "TAILRING_ON_PRESSURE", value_name = "WHAT")]
     pub on_pressure: Option<String>,
+
+    /// Address for other workers; :4319 is all interfaces [default: 127.0.0.1:4319]
+    ///
+    /// Workers tell each other here who is there, and what they hold; routers ask who is there. The others find the port
+    /// by the SRV records of _tailring-peer._tcp beside those of --workers, by static://NAME=HOST:PORT/PEER-PORT, or by
+    /// dns://HOST:PORT?peer-port=PORT; without any of these it is 4319.
+    #[arg(long, env = "TAILRING_LISTEN_PEERS", value_name = "ADDRESS")]
+    pub listen_peers: Option<String>,
 
     #[command(flatten)]
     pub shared: SharedArgs,

@@ -41,6 +41,7 @@ pub struct RouterConfig {
 pub struct WorkerConfig {
     pub shared: SharedConfig,
     pub name: Member,
+    pub listen_peers: ListenAddress,
     pub rules: Rules,
     /// About the policy file; to be logged.
     pub policy_notices: Vec<Notice>,

@@ -3,8 +3,8 @@
 
 use crate::app::settings::ByteSize;
 
-/// See the module. `index` and `decisions` are bounds of their own within the budget, `export` is
-/// taken from it at the start; requests in flight have all the rest.
+/// See the module. `index` and `decisions` are bounds of their own within the budget, `export` and
+/// `peers` are taken from it at the start; requests in flight have all the rest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryPlan {
     /// The memory limit, less a log that lies in memory.
@@ -13,6 +13,8 @@ pub struct MemoryPlan {
     pub index: ByteSize,
     pub decisions: ByteSize,
     pub export: ByteSize,
+    /// What is for the calls of peers alone: traces that are handed over are not to wait behind clients.
+    pub peers: ByteSize,
 }
 
 /// The rest is what nobody can pay for: what the allocator holds beside what it was asked for, windows
@@ -27,6 +29,10 @@ const DECISIONS_PERCENT: u64 = 12;
 const DECISIONS_MAX: ByteSize = ByteSize::mib(64);
 /// Of a limit, for a setting that says otherwise.
 const DECISIONS_PERCENT_MAX: u64 = 25;
+/// Two calls of the longest kind.
+const PEERS: ByteSize = ByteSize::mib(8);
+/// A fortieth of the limit is for requests whatever else is there.
+const REQUESTS_MIN: u64 = 40;
 /// A decoder, and what a request costs beside its message.
 const REQUEST_BESIDE: ByteSize = ByteSize::mib(10);
 /// What a span costs beside its bytes while it is in flight.
@@ -40,13 +46,19 @@ impl MemoryPlan {
     pub fn worker(limit: ByteSize, decisions: Option<ByteSize>) -> Self {
         let budget = limit.percent(BUDGET_PERCENT);
         let budget = budget.min(ByteSize(limit.0.saturating_sub(UNPAID_MIN.0)));
+        let decisions =
+            decisions.unwrap_or_else(|| limit.percent(DECISIONS_PERCENT).min(DECISIONS_MAX));
+        let export = limit.percent(EXPORT_PERCENT);
+        let others = decisions.0 + export.0 + PEERS.0 + limit.0 / REQUESTS_MIN;
+        let index = limit.percent(INDEX_PERCENT);
         Self {
             limit,
             budget,
-            index: limit.percent(INDEX_PERCENT),
-            decisions: decisions
-                .unwrap_or_else(|| limit.percent(DECISIONS_PERCENT).min(DECISIONS_MAX)),
-            export: limit.percent(EXPORT_PERCENT),
+            // The smallest limits have no room for all of it.
+            index: index.min(ByteSize(budget.0.saturating_sub(others))),
+            decisions,
+            export,
+            peers: PEERS,
         }
     }
 
@@ -69,7 +81,7 @@ impl MemoryPlan {
 
     /// What requests have when there are no traces.
     fn requests(&self) -> ByteSize {
-        ByteSize(self.budget.0.saturating_sub(self.export.0))
+        ByteSize(self.budget.0.saturating_sub(self.export.0 + self.peers.0))
     }
 }
 
@@ -83,8 +95,8 @@ mod tests {
             let limit = ByteSize::mib(mib);
             for decisions in [None, Some(MemoryPlan::decisions_max(limit))] {
                 let plan = MemoryPlan::worker(limit, decisions);
-                let shares = plan.index.0 + plan.decisions.0 + plan.export.0;
-                let least = if mib < 80 { 0 } else { limit.0 / 40 };
+                let shares = plan.index.0 + plan.decisions.0 + plan.export.0 + plan.peers.0;
+                let least = limit.0 / 40;
                 assert!(plan.budget.0 <= limit.0 - UNPAID_MIN.0);
                 assert!(shares + least <= plan.budget.0, "{plan:?}");
             }
@@ -94,9 +106,9 @@ mod tests {
     #[test]
     fn the_largest_request_fits_into_the_smallest_limit() {
         for (request, spans, limit) in [
-            (ByteSize::mib(64), 100_000, 219),
+            (ByteSize::mib(64), 100_000, 231),
             (ByteSize::mib(1), 100_000, 64),
-            (ByteSize::mib(1024), 100_000_000, 10_742),
+            (ByteSize::mib(1024), 100_000_000, 10_754),
         ] {
             assert_eq!(MemoryPlan::limit_min(request, spans), ByteSize::mib(limit));
         }

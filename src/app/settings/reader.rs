@@ -15,7 +15,7 @@ use crate::app::settings::{
     WrongSetting, WrongSettings,
 };
 use crate::app::telemetry::LogFilter;
-use crate::cluster::Source;
+use crate::cluster::{PEER_PORT, Source};
 use crate::model::{Member, parse_go_duration};
 use crate::policy::Rules;
 use crate::ring::Seed;
@@ -127,11 +127,13 @@ impl<'a, S: Surroundings> Reader<'a, S> {
             OnPressure::Refuse,
         );
         let shared = self.shared(&args.shared, MemoryPlan::limit_min);
+        let listen_peers = self.listen_peers(args.listen_peers.as_deref(), shared.as_ref());
         let memory = self.memory(shared.as_ref(), log, decisions);
         let policies = policies?;
         Some(WorkerConfig {
             shared: shared?,
             name: name?,
+            listen_peers: listen_peers?,
             rules: policies.rules,
             policy_notices: policies.notices,
             data_dir: data_dir?,
@@ -573,6 +575,30 @@ impl<'a, S: Surroundings> Reader<'a, S> {
         }
     }
 
+    fn listen_peers(
+        &mut self,
+        value: Option<&str>,
+        shared: Option<&SharedConfig>,
+    ) -> Option<ListenAddress> {
+        const FLAG: &str = "--listen-peers";
+        let address = self.parsed(FLAG, value, ListenAddress::loopback(PEER_PORT))?;
+        let others = shared.map(|shared| {
+            [
+                ("--listen-grpc", shared.listen_grpc),
+                ("--listen-http", shared.listen_http),
+                ("--listen-admin", shared.listen_admin),
+            ]
+        });
+        let taken = others
+            .into_iter()
+            .flatten()
+            .find(|(_, other)| other.collides_with(address));
+        if let Some((other, _)) = taken {
+            self.collides(FLAG, value, address, other);
+        }
+        Some(address)
+    }
+
     fn collisions(&mut self, listeners: &[(&'static str, Option<&str>, Option<ListenAddress>)]) {
         for (index, (flag, value, address)) in listeners.iter().enumerate() {
             let taken = listeners[..index].iter().find(|(.., other)| {
@@ -580,14 +606,24 @@ impl<'a, S: Surroundings> Reader<'a, S> {
                     .zip(*other)
                     .is_some_and(|(left, right)| left.collides_with(right))
             });
-            if let Some((other, ..)) = taken {
-                let shown = address.map(|address| address.to_string());
-                self.note(
-                    flag,
-                    value.or(shown.as_deref()),
-                    format!("is the address of {other} as well; give each its own port"),
-                );
+            if let (Some((other, ..)), Some(address)) = (taken, address) {
+                self.collides(flag, *value, *address, other);
             }
         }
+    }
+
+    fn collides(
+        &mut self,
+        flag: &'static str,
+        value: Option<&str>,
+        address: ListenAddress,
+        other: &str,
+    ) {
+        let shown = address.to_string();
+        self.note(
+            flag,
+            value.or(Some(&shown)),
+            format!("is the address of {other} as well; give each its own port"),
+        );
     }
 }

@@ -6,7 +6,7 @@ use base64::Engine;
 use base64::alphabet::STANDARD;
 use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
-use bytes::Buf;
+use bytes::{Buf, Bytes};
 use http::{HeaderMap, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -49,20 +49,44 @@ const CODES: [&str; 17] = [
     "UNAUTHENTICATED",
 ];
 
-/// Reads the answer and holds up to `bytes_max` bytes of its body. Of a longer one the rest is let
-/// pass by, as long as the call has time: behind it stands whether the message was taken, and to
-/// guess wrong would be to send it a second time.
+/// Reads the answer to an export. Of one that is longer than `bytes_max` only the status counts:
+/// behind it stands whether the message was taken, and to guess wrong would be to send it a second time.
 pub(super) async fn read(
     response: Response<Incoming>,
     bytes_max: usize,
 ) -> Result<ExportResponse, ExportError> {
+    let answer = read_message(response, bytes_max).await?;
+    let mut accepted = match answer.bytes {
+        Some(message) => partial_success(&message),
+        None => ExportResponse {
+            message: format!("the receiver's answer is longer than {bytes_max} bytes"),
+            ..ExportResponse::default()
+        },
+    };
+    accepted.view = answer.view;
+    Ok(accepted)
+}
+
+/// The message of an answer, for any method.
+pub(super) struct Answered {
+    /// `None`: longer than what is read.
+    pub(super) bytes: Option<Bytes>,
+    pub(super) view: Option<Fingerprint>,
+}
+
+/// Reads the answer and holds up to `bytes_max` bytes of its body. Of a longer one the rest is let
+/// pass by, as long as the call has time, for the status behind it.
+pub(super) async fn read_message(
+    response: Response<Incoming>,
+    bytes_max: usize,
+) -> Result<Answered, ExportError> {
     let (parts, mut body) = response.into_parts();
     let view = view_of(&parts.headers);
     // An answer without a message has its status in the headers ("trailers-only").
     if let Some(status) = status_of(&parts.headers) {
-        return status.map(|()| ExportResponse {
+        return status.map(|()| Answered {
+            bytes: Some(Bytes::new()),
             view,
-            ..ExportResponse::default()
         });
     }
     if parts.status != StatusCode::OK {
@@ -98,20 +122,16 @@ pub(super) async fn read(
             None => break HeaderMap::new(),
         }
     };
+    let received = message.len();
     match status_of(&trailers) {
         None => Err(ExportError::Unreachable(
             "the answer ended without a grpc-status".to_owned(),
         )),
         Some(Err(e)) => Err(e),
-        Some(Ok(())) => {
-            let mut accepted = partial_success(message.get(PREFIX_BYTES..).unwrap_or_default());
-            if is_too_long {
-                accepted.message =
-                    format!("the receiver's answer is longer than {bytes_max} bytes");
-            }
-            accepted.view = view.or_else(|| view_of(&trailers));
-            Ok(accepted)
-        }
+        Some(Ok(())) => Ok(Answered {
+            bytes: (!is_too_long).then(|| Bytes::from(message).slice(PREFIX_BYTES.min(received)..)),
+            view: view.or_else(|| view_of(&trailers)),
+        }),
     }
 }
 

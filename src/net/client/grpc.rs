@@ -1,4 +1,4 @@
-//! A gRPC client for one OTLP target: one HTTP/2 connection, made when needed, made again when lost.
+//! A gRPC client for one target: one HTTP/2 connection, made when needed, made again when lost.
 //!
 //! It drives hyper itself, not through tonic: the message's pieces go out without a copy, and no
 //! buffer task stands between a lane and its connection. With tonic a router to two workers was
@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, Version, header};
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
@@ -18,9 +19,9 @@ use tokio::time::Instant;
 use super::body::MessageBody;
 use super::compress::Encoded;
 use super::connect::{Target, connect};
-use super::{ClientConfig, ExportError, ExportResponse, answer, with_causes};
+use super::{ClientConfig, ExportError, ExportResponse, Message, answer, with_causes};
 
-/// The one method that we call.
+/// The method of OTLP; others are called by [`GrpcClient::unary`].
 const EXPORT_PATH: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
 
 /// Our side of the settings that doubled a receiver's throughput when it had them too: frames of
@@ -129,11 +130,42 @@ impl GrpcClient {
             .await
     }
 
-    async fn limited(
+    /// Calls another unary method of the target, by its path.
+    pub async fn unary(
+        &self,
+        path: &'static str,
+        pieces: Vec<Bytes>,
+        metadata: &HeaderMap,
+        timeout: Duration,
+    ) -> Result<Message, ExportError> {
+        let deadline = Instant::now() + timeout;
+        let bytes_max = self.config.response_bytes_max();
+        self.limited(timeout, async {
+            let message = Encoded::new(pieces, self.config.compression).await?;
+            let path = PathAndQuery::from_static(path);
+            let response = self
+                .respond(Some(path), &message, metadata, deadline)
+                .await?;
+            let answer = answer::read_message(response, bytes_max).await?;
+            let bytes = answer.bytes.ok_or_else(|| ExportError::Refused {
+                code: "RESOURCE_EXHAUSTED".to_owned(),
+                message: format!("an answer of more than {bytes_max} bytes"),
+                retryable: false,
+                retry_after: None,
+            })?;
+            Ok(Message {
+                bytes,
+                view: answer.view,
+            })
+        })
+        .await
+    }
+
+    async fn limited<T>(
         &self,
         timeout: Duration,
-        call: impl Future<Output = Result<ExportResponse, ExportError>>,
-    ) -> Result<ExportResponse, ExportError> {
+        call: impl Future<Output = Result<T, ExportError>>,
+    ) -> Result<T, ExportError> {
         match tokio::time::timeout(timeout, call).await {
             Ok(result) => result,
             Err(_) => {
@@ -152,16 +184,29 @@ impl GrpcClient {
         metadata: &HeaderMap,
         deadline: Instant,
     ) -> Result<ExportResponse, ExportError> {
+        let response = self.respond(None, message, metadata, deadline).await?;
+        answer::read(response, self.config.response_bytes_max()).await
+    }
+
+    /// `path`: of another method than export.
+    async fn respond(
+        &self,
+        path: Option<PathAndQuery>,
+        message: &Encoded,
+        metadata: &HeaderMap,
+        deadline: Instant,
+    ) -> Result<Response<Incoming>, ExportError> {
         // A connection that the receiver closed while it was idle, or is closing, is found out by
         // the call. The message is still ours then, so it goes out again, once.
         let mut retried = false;
         loop {
             let mut connection = self.connection().await?;
-            let request = request(&connection.uri, message, metadata, deadline);
+            let mut request = request(&connection.uri, message, metadata, deadline);
+            if let Some(path) = &path {
+                *request.uri_mut() = with_path(request.uri(), path);
+            }
             match send(&mut connection.sender, request).await {
-                Sent::Answered(response) => {
-                    return answer::read(response, self.config.response_bytes_max()).await;
-                }
+                Sent::Answered(response) => return Ok(response),
                 Sent::Unseen(_) if !retried => {
                     retried = true;
                     self.forget(connection.id);
@@ -304,6 +349,13 @@ impl State {
     }
 }
 
+fn with_path(uri: &Uri, path: &PathAndQuery) -> Uri {
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = Some(path.clone());
+    // As in `uri_of`.
+    Uri::from_parts(parts).unwrap_or_default()
+}
+
 fn uri_of(target: &Target) -> Uri {
     let scheme = if target.tls.is_some() {
         "https"
@@ -313,7 +365,7 @@ fn uri_of(target: &Target) -> Uri {
     let mut parts = http::uri::Parts::default();
     parts.scheme = scheme.parse().ok();
     parts.authority = Some(target.authority.clone());
-    parts.path_and_query = Some(http::uri::PathAndQuery::from_static(EXPORT_PATH));
+    parts.path_and_query = Some(PathAndQuery::from_static(EXPORT_PATH));
     // All three parts are there, which is all that can be wrong with them.
     Uri::from_parts(parts).unwrap_or_default()
 }

@@ -16,6 +16,8 @@ pub mod tls;
 
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use crate::model::Fingerprint;
 
 pub use channel::{Channel, Dial, Grpc};
@@ -29,6 +31,14 @@ pub use http1::HttpClient;
 pub struct ExportResponse {
     pub rejected_spans: u64,
     pub message: String,
+    /// `tailring-view` of the response.
+    pub view: Option<Fingerprint>,
+}
+
+/// Answer of another method than export.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    pub bytes: Bytes,
     /// `tailring-view` of the response.
     pub view: Option<Fingerprint>,
 }

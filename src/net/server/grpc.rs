@@ -1,4 +1,4 @@
-//! OTLP over gRPC: which method is asked for, and the one we serve.
+//! OTLP over gRPC: which method is asked for, and the one we serve. How a unary call is read.
 
 use std::sync::Arc;
 
@@ -9,12 +9,13 @@ use tokio::sync::watch;
 
 use super::body::{self, BodyError, Frames};
 use super::format::Format;
-use super::held;
+use super::held::{self, Message};
 use super::inflate::{ENCODINGS, Encoding};
 use super::listener::Shared;
 use super::metrics::Outcome;
 use super::reply::{self, Reply, ReplyBody};
 use super::{Ingest, IngestRequest};
+use crate::net::admission::Permit;
 use crate::net::metadata::RequestMetadata;
 use crate::net::status::{Refusal, RefusalReason};
 
@@ -75,7 +76,13 @@ fn unknown(path: &str) -> Refusal {
 async fn export<I: Ingest>(shared: &Shared<I>, request: Request<Incoming>) -> Reply {
     match read_and_ingest(shared, request).await {
         Ok(accepted) => reply::grpc_accepted(accepted),
-        Err(BodyError::Refused(refusal)) => {
+        Err(error) => refused(error),
+    }
+}
+
+pub(super) fn refused(error: BodyError) -> Reply {
+    match error {
+        BodyError::Refused(refusal) => {
             let mut reply = reply::grpc_refused(&refusal);
             if refusal.reason == RefusalReason::Encoding {
                 let known = HeaderValue::from_static("identity,gzip,zstd");
@@ -84,7 +91,7 @@ async fn export<I: Ingest>(shared: &Shared<I>, request: Request<Incoming>) -> Re
             }
             reply
         }
-        Err(BodyError::Disconnected(detail)) => Reply {
+        BodyError::Disconnected(detail) => Reply {
             outcome: Some(Outcome::Disconnected),
             ..reply::grpc_refused(&Refusal::new(RefusalReason::InvalidRequest, detail))
         },
@@ -95,6 +102,20 @@ async fn read_and_ingest<I: Ingest>(
     shared: &Shared<I>,
     request: Request<Incoming>,
 ) -> Result<super::Accepted, BodyError> {
+    let (message, metadata, _admitted) = read(shared, request).await?;
+    let request = IngestRequest {
+        message: message.bytes,
+        permit: message.permit,
+        metadata,
+    };
+    Ok(Arc::clone(&shared.ingest).ingest(request).await?)
+}
+
+/// Reads the one message of a unary call, with what the call costs beside it.
+pub(super) async fn read<S>(
+    shared: &Shared<S>,
+    request: Request<Incoming>,
+) -> Result<(Message, RequestMetadata, Permit), BodyError> {
     let (head, body) = request.into_parts();
     if head.method != Method::POST {
         let detail = format!("gRPC calls are POST, not {}", head.method);
@@ -113,7 +134,7 @@ async fn read_and_ingest<I: Ingest>(
     };
     let metadata = RequestMetadata::read_from(&head.headers)
         .map_err(|detail| Refusal::new(RefusalReason::InvalidRequest, detail))?;
-    let _admitted = held::admit(&shared.budget)?;
+    let admitted = held::admit(&shared.budget)?;
     let mut frames = Frames::new(body, &shared.limits);
     let message = body::read_grpc(&mut frames, encoding, &shared.budget).await;
     shared.metrics.wire_bytes.inc_by(frames.wire_bytes());
@@ -122,10 +143,5 @@ async fn read_and_ingest<I: Ingest>(
         .metrics
         .message_bytes
         .inc_by(message.bytes.len() as u64);
-    let request = IngestRequest {
-        message: message.bytes,
-        permit: message.permit,
-        metadata,
-    };
-    Ok(Arc::clone(&shared.ingest).ingest(request).await?)
+    Ok((message, metadata, admitted))
 }

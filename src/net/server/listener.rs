@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
@@ -26,9 +26,10 @@ use super::body::Limits;
 use super::format::Format;
 use super::health::{HealthHandle, HealthService};
 use super::metrics::{ListenerMetrics, Outcome, ServerMetrics};
-use super::reply::{self, ReplyBody};
+use super::reply::{self, Reply, ReplyBody};
 use super::transcode::Transcoding;
 use super::{BindError, Ingest, Protocol, ServerConfig, grpc, http as otlp_http};
+use crate::model::Fingerprint;
 use crate::net::admission::Budget;
 use crate::net::metadata::{VIEW, view_value};
 use crate::net::status::{Refusal, RefusalReason};
@@ -53,8 +54,40 @@ const AGED_GRACE: Duration = Duration::from_secs(120);
 /// Out of file descriptors the accept call fails at once, again and again.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// What stands behind a listener: an [`Ingest`] for OTLP, or a peer service.
+pub trait Serve: Send + Sync + Sized + 'static {
+    /// `seen_at`: where the connection comes from.
+    fn answer(
+        shared: &Shared<Self>,
+        request: Request<Incoming>,
+        seen_at: IpAddr,
+        closing: watch::Receiver<bool>,
+    ) -> impl Future<Output = Reply> + Send;
+
+    /// Sent with every response.
+    fn view(&self) -> Fingerprint;
+}
+
+impl<I: Ingest> Serve for I {
+    async fn answer(
+        shared: &Shared<Self>,
+        request: Request<Incoming>,
+        _seen_at: IpAddr,
+        closing: watch::Receiver<bool>,
+    ) -> Reply {
+        match shared.config.protocol {
+            Protocol::Http => otlp_http::handle(shared, request).await,
+            Protocol::Grpc | Protocol::Peer => grpc::handle(shared, request, closing).await,
+        }
+    }
+
+    fn view(&self) -> Fingerprint {
+        self.fingerprint()
+    }
+}
+
 /// What every connection of a listener needs.
-pub(super) struct Shared<I> {
+pub struct Shared<I> {
     pub(super) ingest: Arc<I>,
     pub(super) limits: Limits,
     pub(super) transcoding: Transcoding,
@@ -80,18 +113,39 @@ pub struct Stopped {
     pub aborted_connections: usize,
 }
 
-impl<I: Ingest> BoundServer<I> {
-    pub(super) async fn open(
+/// An open port that nobody serves yet: clients connect and wait.
+#[derive(Debug)]
+pub(super) struct Port {
+    listener: TcpListener,
+    local_addr: SocketAddr,
+}
+
+impl Port {
+    pub(super) fn open(protocol: Protocol, address: SocketAddr) -> Result<Self, BindError> {
+        let open = || {
+            let listener = listen(address)?;
+            let local_addr = listener.local_addr()?;
+            Ok(Self {
+                listener,
+                local_addr,
+            })
+        };
+        open().map_err(|error| bind_error(protocol, address, error))
+    }
+
+    pub(super) fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+}
+
+impl<I: Serve> BoundServer<I> {
+    pub(super) async fn new(
+        port: Port,
         config: ServerConfig,
         ingest: Arc<I>,
         metrics: &ServerMetrics,
         budget: Arc<Budget>,
-    ) -> Result<Self, BindError> {
-        let listener = listen(config.listen)
-            .map_err(|error| bind_error(config.protocol, config.listen, error))?;
-        let local_addr = listener
-            .local_addr()
-            .map_err(|error| bind_error(config.protocol, config.listen, error))?;
+    ) -> Self {
         let (health, service) = HealthService::new().await;
         let shared = Shared {
             ingest,
@@ -107,12 +161,12 @@ impl<I: Ingest> BoundServer<I> {
             config,
             budget,
         };
-        Ok(Self {
-            listener,
-            local_addr,
+        Self {
+            listener: port.listener,
+            local_addr: port.local_addr,
             health,
             shared: Arc::new(shared),
-        })
+        }
     }
 
     pub fn local_addr(&self) -> SocketAddr {
@@ -140,9 +194,9 @@ impl<I: Ingest> BoundServer<I> {
                         drop(stream);
                         self.shared.metrics.turned_away.inc();
                     }
-                    Ok((stream, _)) => {
+                    Ok((stream, from)) => {
                         let shared = Arc::clone(&self.shared);
-                        connections.spawn(connection(shared, stream, stopping.clone()));
+                        connections.spawn(connection(shared, stream, from.ip(), stopping.clone()));
                     }
                     Err(error) => {
                         self.shared.metrics.accept_errors.inc();
@@ -236,9 +290,10 @@ fn connection_window_bytes(budget_bytes: u64) -> u32 {
         .clamp(FRAME_BYTES_MAX, CONNECTION_WINDOW_BYTES_MAX)
 }
 
-async fn connection<I: Ingest>(
+async fn connection<I: Serve>(
     shared: Arc<Shared<I>>,
     stream: TcpStream,
+    seen_at: IpAddr,
     mut stopping: watch::Receiver<bool>,
 ) {
     let metrics = &shared.metrics;
@@ -261,7 +316,7 @@ async fn connection<I: Ingest>(
     let (close, closing) = watch::channel(false);
     let service = service_fn(|request| {
         let (shared, closing) = (Arc::clone(&shared), closing.clone());
-        async move { Ok::<_, Infallible>(respond(&shared, request, closing).await) }
+        async move { Ok::<_, Infallible>(respond(&shared, request, seen_at, closing).await) }
     });
     let io = TokioIo::new(stream);
     let mut connection = pin!(shared.builder.serve_connection(io, service));
@@ -295,9 +350,10 @@ async fn connection<I: Ingest>(
 }
 
 /// One request, from its headers to its answer. Whatever happens, it is counted once.
-async fn respond<I: Ingest>(
+async fn respond<I: Serve>(
     shared: &Shared<I>,
     request: Request<Incoming>,
+    seen_at: IpAddr,
     closing: watch::Receiver<bool>,
 ) -> Response<ReplyBody> {
     let started = Instant::now();
@@ -305,19 +361,14 @@ async fn respond<I: Ingest>(
     let mut unanswered = Unanswered {
         metrics: Some(&shared.metrics),
     };
-    let handled = caught(async {
-        match shared.config.protocol {
-            Protocol::Grpc => grpc::handle(shared, request, closing).await,
-            Protocol::Http => otlp_http::handle(shared, request).await,
-        }
-    });
+    let handled = caught(I::answer(shared, request, seen_at, closing));
     let reply = handled.await.unwrap_or_else(|| {
         let refusal = Refusal::new(
             RefusalReason::Panicked,
             "the server failed on this request; its log has the place",
         );
         match shared.config.protocol {
-            Protocol::Grpc => reply::grpc_refused(&refusal),
+            Protocol::Grpc | Protocol::Peer => reply::grpc_refused(&refusal),
             Protocol::Http => reply::http_refused(&refusal, format),
         }
     });
@@ -332,7 +383,7 @@ async fn respond<I: Ingest>(
     let mut response = reply.response;
     response.headers_mut().insert(
         HeaderName::from_static(VIEW),
-        view_value(shared.ingest.fingerprint()),
+        view_value(shared.ingest.view()),
     );
     response
 }

@@ -1,7 +1,8 @@
-//! OTLP servers: gRPC on 4317, HTTP on 4318.
+//! Servers: OTLP over gRPC on 4317 and over HTTP on 4318, peers on 4319.
 //!
 //! One message's way: `listener` (connections) → `grpc` or `http` (what is asked for) → `body`
 //! (reads, pays, inflates) → `transcode` (JSON to protobuf) → [`Ingest`], which a tier implements → `reply` (the answer on the wire).
+//! What peers call takes the way of `grpc`, through `peer` to a [`PeerService`](crate::net::peer::PeerService).
 //! What is in a message nobody here knows.
 //!
 //! On hyper instead of tonic's transport, because tonic 0.14 answers an oversized message with
@@ -18,6 +19,7 @@ mod http;
 mod inflate;
 mod listener;
 mod metrics;
+mod peer;
 mod reply;
 mod transcode;
 
@@ -35,8 +37,10 @@ use crate::net::metadata::RequestMetadata;
 use crate::net::status::Refusal;
 
 pub use health::HealthHandle;
+use listener::Port;
 pub use listener::{BoundServer, Stopped};
 pub use metrics::ServerMetrics;
+pub use peer::{PeerPort, PeerServer};
 
 /// One received message, uncompressed protobuf, with the bytes it costs.
 #[derive(Debug)]
@@ -72,6 +76,8 @@ pub enum Protocol {
     Grpc,
     /// OTLP/HTTP over HTTP/1.1 and HTTP/2 with prior knowledge.
     Http,
+    /// The peer service.
+    Peer,
 }
 
 impl Protocol {
@@ -80,6 +86,7 @@ impl Protocol {
         match self {
             Self::Grpc => "grpc",
             Self::Http => "http",
+            Self::Peer => "peer",
         }
     }
 
@@ -87,6 +94,7 @@ impl Protocol {
         match self {
             Self::Grpc => "--listen-grpc",
             Self::Http => "--listen-http",
+            Self::Peer => "--listen-peers",
         }
     }
 }
@@ -186,6 +194,7 @@ impl Server {
         metrics: ServerMetrics,
         budget: Arc<Budget>,
     ) -> Result<BoundServer<I>, BindError> {
-        BoundServer::open(config, ingest, &metrics, budget).await
+        let port = Port::open(config.protocol, config.listen)?;
+        Ok(BoundServer::new(port, config, ingest, &metrics, budget).await)
     }
 }

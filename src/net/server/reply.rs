@@ -26,7 +26,7 @@ const GRPC_DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bi
 const DETAIL_BYTES_MAX: usize = 1000;
 
 /// An answer and what to count for it.
-pub(super) struct Reply {
+pub struct Reply {
     pub(super) response: Response<ReplyBody>,
     /// `None` for what is not an OTLP request.
     pub(super) outcome: Option<Outcome>,
@@ -128,11 +128,18 @@ fn outcome_of(accepted: &Accepted) -> Outcome {
 
 pub(super) fn grpc_accepted(accepted: Accepted) -> Reply {
     let outcome = outcome_of(&accepted);
-    let message = Format::Protobuf.accepted(accepted);
-    let mut data = BytesMut::with_capacity(5 + message.len());
+    grpc_message(&[Format::Protobuf.accepted(accepted)], outcome)
+}
+
+/// OK, and a message in pieces.
+pub(super) fn grpc_message(pieces: &[Bytes], outcome: Outcome) -> Reply {
+    let length: usize = pieces.iter().map(Bytes::len).sum();
+    let mut data = BytesMut::with_capacity(5 + length);
     data.put_u8(0);
-    data.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX)); // far below
-    data.put_slice(&message);
+    data.put_u32(u32::try_from(length).unwrap_or(u32::MAX)); // far below
+    for piece in pieces {
+        data.put_slice(piece);
+    }
     let mut trailers = HeaderMap::with_capacity(1);
     trailers.insert(GRPC_STATUS, HeaderValue::from_static("0"));
     let mut response = Response::new(ReplyBody::Whole {

@@ -258,7 +258,7 @@ async fn a_stop_notes_what_was_exported_though_the_last_write_failed() {
     let gated = GatedDisk::new();
     gated.open_gate();
     let (shard, threads) = start(gated.clone(), Duration::ZERO);
-    shard.set_deciding(true);
+    shard.set_deciding(Some(Moment::NEVER));
     let appended = shard.append(request(1, 1), vec![(0, Placement::Mine)]);
     appended.unwrap().await.unwrap().unwrap();
     let work = shard.pull(u64::MAX, 10).await.unwrap();
