@@ -8,9 +8,10 @@
 use std::io;
 
 use crate::log::format::{
-    self, EXPORTED_FIXED_BYTES, FRAME_HEADER_BYTES, Kind, SEGMENT_HEADER_BYTES,
+    self, EXPORTED_FIXED_BYTES, FLAG_RECEIVED, FLAG_ROOT, FRAME_HEADER_BYTES, Kind,
+    SEGMENT_HEADER_BYTES,
 };
-use crate::log::{DiskFile, Recovered};
+use crate::log::{Commit, DiskFile, Moved, Recovered};
 use crate::model::{Decision, Extent, FragmentHash, Moment, SegmentId, TraceId};
 use crate::wire::Fragment;
 
@@ -20,7 +21,6 @@ pub(super) const FOOTER_BYTES_MAX: usize = 4 << 20;
 /// A FRAGMENT in a footer: kind, offset, length, trace, hash, arrival, spans, bytes of spans, flags.
 const ENTRY_BYTES: usize = 58;
 const TRAILER_BYTES: usize = FRAME_HEADER_BYTES + 4;
-const FLAG_ROOT: u8 = 1;
 
 /// The footer of a segment that is being written.
 #[derive(Debug, Default)]
@@ -36,6 +36,7 @@ impl Footer {
         fragment: &Fragment,
         arrival: Moment,
         span_bytes: u32,
+        is_received: bool,
     ) {
         if !self.has_room(ENTRY_BYTES) {
             return;
@@ -49,7 +50,7 @@ impl Footer {
         out.extend_from_slice(&arrival.unix_nanos.to_le_bytes());
         out.extend_from_slice(&fragment.spans.to_le_bytes());
         out.extend_from_slice(&span_bytes.to_le_bytes());
-        out.push(if fragment.has_root { FLAG_ROOT } else { 0 });
+        out.push(format::fragment_flags(fragment.has_root, is_received));
     }
 
     /// A record of another kind, as it is.
@@ -169,6 +170,7 @@ fn decode_fragment(entry: &[u8; ENTRY_BYTES - 1], segment: SegmentId) -> Option<
         spans: word(48)?,
         span_bytes: word(52)?,
         has_root: entry[56] & FLAG_ROOT != 0,
+        is_received: entry[56] & FLAG_RECEIVED != 0,
     })
 }
 
@@ -178,6 +180,8 @@ pub(super) fn decode_control(kind: Kind, payload: &[u8]) -> Option<Recovered> {
         Kind::Verdict => Decision::decode(payload).map(Recovered::Verdict),
         Kind::Exported if payload.len() >= EXPORTED_FIXED_BYTES => format::decode_exported(payload)
             .map(|(trace, fragments)| Recovered::Exported { trace, fragments }),
+        Kind::Moved => Moved::decode(payload).map(Recovered::Moved),
+        Kind::Commit => Commit::decode(payload).map(Recovered::Commit),
         Kind::Checkpoint => format::decode_checkpoint(payload).map(Recovered::Checkpoint),
         Kind::Exported | Kind::Fragment | Kind::Header | Kind::Footer | Kind::Trailer => None,
     }

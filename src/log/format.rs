@@ -7,7 +7,7 @@ use crate::model::{
     Decision, Extent, FragmentHash, Moment, SegmentId, Threshold, TraceId, Verdict, VerdictId,
 };
 
-/// What a frame holds. Numbers are for ever; 5, 6 and 7 are taken (see the top of the folder).
+/// What a frame holds. Numbers are for ever; 7 is taken (see the top of the folder).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Kind {
@@ -15,6 +15,8 @@ pub(super) enum Kind {
     Header = 2,
     Verdict = 3,
     Exported = 4,
+    Moved = 5,
+    Commit = 6,
     Checkpoint = 8,
     Footer = 9,
     Trailer = 10,
@@ -31,10 +33,15 @@ pub(super) const SCOPE_ENTRY_BYTES: usize = 8;
 pub(super) const DECISION_BYTES: usize = 47;
 /// EXPORTED payload before the hashes.
 pub(super) const EXPORTED_FIXED_BYTES: usize = 20;
+/// MOVED and COMMIT payloads before the hashes.
+pub(super) const MOVED_FIXED_BYTES: usize = 36;
+pub(super) const COMMIT_FIXED_BYTES: usize = 52;
 pub(super) const CHECKPOINT_FIXED_BYTES: usize = 4;
 
 pub(super) const MAGIC: [u8; 8] = *b"TAILRLOG";
-const FLAG_ROOT: u8 = 1;
+/// Of a FRAGMENT, here and in a footer.
+pub(super) const FLAG_ROOT: u8 = 1;
+pub(super) const FLAG_RECEIVED: u8 = 2;
 const NO_POLICY: u16 = u16::MAX;
 const NO_THRESHOLD: u64 = u64::MAX;
 
@@ -65,6 +72,8 @@ impl Kind {
             2 => Some(Self::Header),
             3 => Some(Self::Verdict),
             4 => Some(Self::Exported),
+            5 => Some(Self::Moved),
+            6 => Some(Self::Commit),
             8 => Some(Self::Checkpoint),
             9 => Some(Self::Footer),
             10 => Some(Self::Trailer),
@@ -181,6 +190,8 @@ pub(super) struct FragmentRecord {
     pub(super) previous: Option<Extent>,
     pub(super) spans: u32,
     pub(super) has_root: bool,
+    /// From another member: held only if a COMMIT names it.
+    pub(super) is_received: bool,
     /// Offset of the HEADER frame in the same segment; 0 for the empty header.
     pub(super) resource: u32,
     pub(super) scopes: u32,
@@ -197,7 +208,7 @@ impl FragmentRecord {
         for word in [segment, offset, len, self.spans] {
             out.extend_from_slice(&word.to_le_bytes());
         }
-        out.push(if self.has_root { FLAG_ROOT } else { 0 });
+        out.push(fragment_flags(self.has_root, self.is_received));
         out.extend_from_slice(&self.resource.to_le_bytes());
         out.extend_from_slice(&self.scopes.to_le_bytes());
     }
@@ -214,17 +225,26 @@ impl FragmentRecord {
             offset: fields.u32()?,
             len: fields.u32()?,
         };
+        let spans = fields.u32()?;
+        let [flags] = fields.take()?;
         Some(Self {
             trace,
             hash,
             arrival,
             previous: (previous.len > 0).then_some(previous),
-            spans: fields.u32()?,
-            has_root: fields.take::<1>()?[0] & FLAG_ROOT != 0,
+            spans,
+            has_root: flags & FLAG_ROOT != 0,
+            is_received: flags & FLAG_RECEIVED != 0,
             resource: fields.u32()?,
             scopes: fields.u32()?,
         })
     }
+}
+
+pub(super) fn fragment_flags(has_root: bool, is_received: bool) -> u8 {
+    let root = if has_root { FLAG_ROOT } else { 0 };
+    let received = if is_received { FLAG_RECEIVED } else { 0 };
+    root | received
 }
 
 /// A FRAGMENT payload whose parts add up to its length.
@@ -375,16 +395,16 @@ fn count_of(len: usize) -> u32 {
 }
 
 /// Reads integers off the front of a slice.
-struct Fields<'a> {
+pub(super) struct Fields<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Fields<'a> {
-    fn new(rest: &'a [u8]) -> Self {
+    pub(super) fn new(rest: &'a [u8]) -> Self {
         Self { rest }
     }
 
-    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+    pub(super) fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
         let (taken, rest) = self.rest.split_first_chunk()?;
         self.rest = rest;
         Some(*taken)
@@ -394,11 +414,11 @@ impl<'a> Fields<'a> {
         self.take().map(u16::from_le_bytes)
     }
 
-    fn u32(&mut self) -> Option<u32> {
+    pub(super) fn u32(&mut self) -> Option<u32> {
         self.take().map(u32::from_le_bytes)
     }
 
-    fn u64(&mut self) -> Option<u64> {
+    pub(super) fn u64(&mut self) -> Option<u64> {
         self.take().map(u64::from_le_bytes)
     }
 

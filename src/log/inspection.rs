@@ -60,6 +60,8 @@ pub struct RecordCounts {
     pub headers: u64,
     pub verdicts: u64,
     pub exported: u64,
+    pub moved: u64,
+    pub commits: u64,
     pub checkpoints: u64,
     /// Of kinds that this version does not know.
     pub other: u64,
@@ -71,6 +73,8 @@ impl RecordCounts {
             Recovered::Fragment { .. } => &mut self.fragments,
             Recovered::Verdict(_) => &mut self.verdicts,
             Recovered::Exported { .. } => &mut self.exported,
+            Recovered::Moved(_) => &mut self.moved,
+            Recovered::Commit(_) => &mut self.commits,
             Recovered::Checkpoint(_) => &mut self.checkpoints,
         } += 1;
     }

@@ -51,12 +51,12 @@
 //!
 //! | kind | name | payload |
 //! |---|---|---|
-//! | 1 | FRAGMENT | trace \[16], hash u128, arrival u64 (unix ns), previous: segment u32, offset u32, len u32 (all 0: none), spans u32, flags u8 (bit 0: has a root span), resource u32, scopes u32, then for each scope: header u32, spans length u32; then for each scope: `(12 len span)*` |
+//! | 1 | FRAGMENT | trace \[16], hash u128, arrival u64 (unix ns), previous: segment u32, offset u32, len u32 (all 0: none), spans u32, flags u8 (bit 0: has a root span, bit 1: received from another member), resource u32, scopes u32, then for each scope: header u32, spans length u32; then for each scope: `(12 len span)*` |
 //! | 2 | HEADER | xxh3-128 of the bytes u128, bytes of a resource or scope header |
 //! | 3 | VERDICT | decision |
 //! | 4 | EXPORTED | trace \[16], count u32, fragment hash u128 × count |
-//! | 5 | MOVED | reserved: trace, generation, to |
-//! | 6 | COMMIT | reserved: end of a received generation |
+//! | 5 | MOVED | trace \[16], generation u64, to u64 (xxh3 of the member's name), count u32, fragment hash u128 × count |
+//! | 6 | COMMIT | trace \[16], generation u64, first seen u64, last seen u64, root seen u64 (unix ns; 0: not), count u32, fragment hash u128 × count |
 //! | 7 | RULES | reserved |
 //! | 8 | CHECKPOINT | count u32, decision × count |
 //! | 9 | FOOTER | entry × any |
@@ -70,6 +70,8 @@
 //!             rules version u64  decided at u64 (unix ns)
 //! ```
 //!
+//! A fragment with flag bit 1 is held only if a COMMIT behind it names it. Flag and both kinds are within version 1.
+//!
 //! The threshold is 2^64 - 1 for a trace of which nobody can say how likely it was to be kept.
 //!
 //! # Footers
@@ -81,7 +83,7 @@
 //! ```text
 //! entry := kind u8 (1)        offset u32  len u32  trace [16]  hash u128  arrival u64  spans u32
 //!                             bytes of spans u32  flags u8                     a FRAGMENT
-//!        | kind u8 (3, 4, 8)  len u32  payload [len]                           a VERDICT, EXPORTED, CHECKPOINT
+//!        | kind u8 (3, 4, 5, 6, 8)  len u32  payload [len]                     another record
 //! ```
 //!
 //! Entries have the order of their records. Headers have none. Over 4 MiB of entries a segment gets a
@@ -89,7 +91,7 @@
 //!
 //! # Freeing
 //!
-//! Tombstones (EXPORTED, VERDICT) lie in younger segments than the fragments they cover, so a
+//! Tombstones (EXPORTED, VERDICT, MOVED), and COMMIT, lie in younger segments than the fragments they cover, so a
 //! segment goes only after every older one of its shard, and segments of earlier lives go in the
 //! order of their IDs, before any of this life, and none before every shard has written anew what it
 //! needs of them. See [`Space::take_freed`] and [`Space::await_carrying_over`].
@@ -99,6 +101,7 @@ mod directory;
 mod disk;
 mod footer;
 mod format;
+mod handoff;
 mod header_cache;
 mod inspection;
 mod planted;
@@ -114,6 +117,7 @@ mod writer;
 pub use buffers::{Buffers, Lent};
 pub use directory::{DirLock, DirectoryError, StoreIdentity};
 pub use disk::{Disk, DiskFile, ReadOnlyDisk, RealDisk, RealFile};
+pub use handoff::{Commit, Moved};
 pub use inspection::{DAMAGES_TOLD, Damage, DirFacts, RecordCounts, SegmentFacts, inspect};
 pub use planted::PlantedBug;
 pub use reader::{GAP_BYTES_MAX, ReadError, StoredFragment, StoredScope};

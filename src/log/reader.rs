@@ -32,6 +32,8 @@ pub struct StoredFragment {
     pub previous: Option<Extent>,
     pub spans: u32,
     pub has_root: bool,
+    /// From another member.
+    pub is_received: bool,
     pub resource_header: Bytes,
     pub scopes: Vec<StoredScope>,
 }
@@ -145,6 +147,7 @@ impl<D: Disk> Volume<D> {
             previous: record.previous,
             spans: record.spans,
             has_root: record.has_root,
+            is_received: record.is_received,
             resource_header,
             scopes: scopes.collect::<Result<_, _>>()?,
         })

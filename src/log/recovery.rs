@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use crate::log::format::{FORMAT_VERSION, SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::log::scan::{Met, SegmentScan};
-use crate::log::{Disk, DiskFile, PlantedBug, ReadError, Space, Volume, directory, footer, volume};
+use crate::log::{
+    Commit, Disk, DiskFile, Moved, PlantedBug, ReadError, Space, Volume, directory, footer, volume,
+};
 use crate::model::{Decision, Extent, SegmentId};
 use crate::model::{FragmentHash, Moment, TraceId};
 
@@ -22,12 +24,16 @@ pub enum Recovered {
         spans: u32,
         span_bytes: u32,
         has_root: bool,
+        /// From another member: held only if a COMMIT behind it names it.
+        is_received: bool,
     },
     Verdict(Decision),
     Exported {
         trace: TraceId,
         fragments: Vec<FragmentHash>,
     },
+    Moved(Moved),
+    Commit(Commit),
     Checkpoint(Vec<Decision>),
 }
 

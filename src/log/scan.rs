@@ -272,10 +272,12 @@ impl<'a, F: DiskFile> SegmentScan<'a, F> {
         if len > room {
             return Ok(false);
         }
-        // All three end their fixed part with the count of what follows.
+        // All of them end their fixed part with the count of what follows.
         let (fixed, unit) = match Kind::from_byte(kind) {
             Some(Kind::Fragment) => (FRAGMENT_FIXED_BYTES, SCOPE_ENTRY_BYTES),
             Some(Kind::Exported) => (format::EXPORTED_FIXED_BYTES, 16),
+            Some(Kind::Moved) => (format::MOVED_FIXED_BYTES, 16),
+            Some(Kind::Commit) => (format::COMMIT_FIXED_BYTES, 16),
             Some(Kind::Checkpoint) => (format::CHECKPOINT_FIXED_BYTES, format::DECISION_BYTES),
             Some(Kind::Verdict) => return Ok(payload == format::DECISION_BYTES as u64),
             // Nothing in it can be compared; the record behind it will be found.
@@ -348,6 +350,7 @@ fn decode(kind: u8, payload: &[u8], extent: Extent) -> Decoded {
                 spans: record.spans,
                 span_bytes: fragment.span_bytes,
                 has_root: record.has_root,
+                is_received: record.is_received,
             };
             return Decoded::Fragment(recovered, headers);
         }
@@ -358,9 +361,9 @@ fn decode(kind: u8, payload: &[u8], extent: Extent) -> Decoded {
                 has_footer: payload != [0; 4],
             };
         }
-        Some(kind @ (Kind::Verdict | Kind::Exported | Kind::Checkpoint)) => {
-            footer::decode_control(kind, payload)
-        }
+        Some(
+            kind @ (Kind::Verdict | Kind::Exported | Kind::Moved | Kind::Commit | Kind::Checkpoint),
+        ) => footer::decode_control(kind, payload),
         None => return Decoded::Other,
     };
     record.map_or(Decoded::Malformed, Decoded::Record)

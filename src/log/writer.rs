@@ -12,7 +12,7 @@ use crate::log::format::{
     SegmentHeader,
 };
 use crate::log::space::Progress;
-use crate::log::{DiskOp, SegmentFooter, Space};
+use crate::log::{Commit, DiskOp, Moved, SegmentFooter, Space};
 use crate::model::{Decision, Extent, SegmentId};
 use crate::model::{FragmentHash, Moment, TraceId};
 use crate::wire::{FragmentView, HeaderView};
@@ -81,12 +81,15 @@ enum Record<'a> {
         view: &'a FragmentView<'a>,
         arrival: Moment,
         previous: Option<Extent>,
+        is_received: bool,
     },
     Verdict(&'a Decision),
     Exported {
         trace: TraceId,
         fragments: &'a [FragmentHash],
     },
+    Moved(&'a Moved),
+    Commit(&'a Commit),
     Checkpoint(&'a [Decision]),
 }
 
@@ -120,11 +123,32 @@ impl Writer {
         previous: Option<Extent>,
     ) -> Extent {
         self.latest = self.latest.max(arrival);
-        let extent = self.append(&Record::Fragment {
+        self.any_fragment(&Record::Fragment {
             view: fragment,
             arrival,
             previous,
-        });
+            is_received: false,
+        })
+    }
+
+    /// Appends a fragment that another member hands over. A start drops it unless [`Writer::commit`] names
+    /// it behind it.
+    pub fn received(
+        &mut self,
+        fragment: &FragmentView<'_>,
+        arrival: Moment,
+        previous: Option<Extent>,
+    ) -> Extent {
+        self.any_fragment(&Record::Fragment {
+            view: fragment,
+            arrival,
+            previous,
+            is_received: true,
+        })
+    }
+
+    fn any_fragment(&mut self, record: &Record<'_>) -> Extent {
+        let extent = self.append(record);
         if let Some(current) = &mut self.current {
             current.fragments += 1;
         }
@@ -148,6 +172,16 @@ impl Writer {
             extent = self.append(&Record::Exported { trace, fragments });
         }
         extent
+    }
+
+    /// All of a generation that another member hands over was appended.
+    pub fn commit(&mut self, commit: &Commit) -> Extent {
+        self.append(&Record::Commit(commit))
+    }
+
+    /// Another member has a generation.
+    pub fn moved(&mut self, moved: &Moved) -> Extent {
+        self.append(&Record::Moved(moved))
     }
 
     /// Decisions that outlive the segments they were made in. A very long list becomes several
@@ -275,15 +309,22 @@ impl Writer {
         let payload_len = extent.len as usize - FRAME_HEADER_BYTES;
         let payload = &self.buffer[self.buffer.len() - payload_len..];
         let kind = match record {
-            Record::Fragment { view, arrival, .. } => {
+            Record::Fragment {
+                view,
+                arrival,
+                is_received,
+                ..
+            } => {
                 let table = self.scopes.len() * format::SCOPE_ENTRY_BYTES;
                 let spans = payload_len - format::FRAGMENT_FIXED_BYTES - table;
                 self.footer
-                    .fragment(extent, view.fragment, *arrival, small(spans));
+                    .fragment(extent, view.fragment, *arrival, small(spans), *is_received);
                 return;
             }
             Record::Verdict(_) => Kind::Verdict,
             Record::Exported { .. } => Kind::Exported,
+            Record::Moved(_) => Kind::Moved,
+            Record::Commit(_) => Kind::Commit,
             Record::Checkpoint(_) => Kind::Checkpoint,
         };
         self.footer.record(kind, payload);
@@ -295,13 +336,16 @@ impl Writer {
                 view,
                 arrival,
                 previous,
-            } => self.encode_fragment(current, view, arrival, previous),
+                is_received,
+            } => self.encode_fragment(current, view, arrival, previous, is_received),
             Record::Verdict(decision) => {
                 self.frame(current, Kind::Verdict, |out| decision.encode(out))
             }
             Record::Exported { trace, fragments } => self.frame(current, Kind::Exported, |out| {
                 format::encode_exported(trace, fragments, out);
             }),
+            Record::Moved(moved) => self.frame(current, Kind::Moved, |out| moved.encode(out)),
+            Record::Commit(commit) => self.frame(current, Kind::Commit, |out| commit.encode(out)),
             Record::Checkpoint(decisions) => self.frame(current, Kind::Checkpoint, |out| {
                 format::encode_checkpoint(decisions, out);
             }),
@@ -314,6 +358,7 @@ impl Writer {
         view: &FragmentView<'_>,
         arrival: Moment,
         previous: Option<Extent>,
+        is_received: bool,
     ) -> Extent {
         let resource = self.header(current, view.resource());
         let mut scopes = std::mem::take(&mut self.scopes);
@@ -328,6 +373,7 @@ impl Writer {
             previous,
             spans: view.fragment.spans,
             has_root: view.fragment.has_root,
+            is_received,
             resource,
             scopes: small(scopes.len()),
         };

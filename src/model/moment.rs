@@ -30,6 +30,14 @@ impl Moment {
         }
     }
 
+    /// So long earlier; not before [`Moment::ZERO`].
+    pub fn before(self, wait: Duration) -> Self {
+        let nanos = u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX);
+        Self {
+            unix_nanos: self.unix_nanos.saturating_sub(nanos),
+        }
+    }
+
     pub fn unix_millis(self) -> u64 {
         self.unix_nanos / 1_000_000
     }

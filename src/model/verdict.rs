@@ -33,13 +33,21 @@ pub struct Decision {
     pub trace: TraceId,
     pub verdict: Verdict,
     pub id: VerdictId,
-    /// With which the trace was kept; [`None`] if nobody can say how likely that was. Meaningless
-    /// for a drop.
+    /// With which the trace was kept; [`None`] if nobody can say how likely that was. Of a drop,
+    /// [`None`] says that it is final.
     pub threshold: Option<Threshold>,
     /// The policy that kept it, by its place in the file.
     pub policy: Option<u16>,
     pub rules_version: u64,
     pub decided_at: Moment,
+}
+
+impl Decision {
+    /// Whether no evidence can change it: a KEEP, and a DROP by a policy that says so or for the size of
+    /// the trace.
+    pub fn is_final(&self) -> bool {
+        self.verdict == Verdict::Keep || self.threshold.is_none()
+    }
 }
 
 const RANGE: u64 = 1 << 56;

@@ -158,7 +158,7 @@ impl Program {
                 None => return voting.counted(Vote::DROP),
             }
             if tally.is_dropped() {
-                return voting.counted(Vote::DROP);
+                return voting.counted(Vote::DROP_FOR_GOOD);
             }
         }
         let mut waits = false;
@@ -194,7 +194,7 @@ impl Program {
         let mut drops = self.drops.iter();
         drops
             .any(|entry| voting.node(&entry.node) == Some(Said::Dropped))
-            .then_some(Vote::DROP)
+            .then_some(Vote::DROP_FOR_GOOD)
     }
 
     /// What each policy says, in the order of the file. A limit that has not answered says no.

@@ -165,12 +165,14 @@ impl Rules {
 
     /// The vote over a complete trace, as far as no limit has a say in it.
     pub fn first_vote(&self, trace: TraceId, state: &FoldState, spans: u32) -> FirstVote {
-        if self.settings.strategy == Strategy::SpanIngest || self.is_too_large(state) {
+        let dropped = if self.is_too_large(state) {
+            Some(Vote::DROP_FOR_GOOD)
+        } else {
             // Nobody kept it when it came.
-            return FirstVote {
-                vote: Vote::DROP,
-                asks: false,
-            };
+            (self.settings.strategy == Strategy::SpanIngest).then_some(Vote::DROP)
+        };
+        if let Some(vote) = dropped {
+            return FirstVote { vote, asks: false };
         }
         let case = Case {
             trace,
@@ -194,7 +196,7 @@ impl Rules {
         answers: &LimitAnswers,
     ) -> Vote {
         if self.is_too_large(state) {
-            return Vote::DROP;
+            return Vote::DROP_FOR_GOOD;
         }
         let case = Case {
             trace,

@@ -33,7 +33,8 @@ pub enum Said {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Vote {
     pub verdict: Verdict,
-    /// With which the trace was kept; [`None`] if nobody can say. Meaningless for a drop.
+    /// With which the trace was kept; [`None`] if nobody can say. Of a drop, [`None`] says that it is
+    /// final.
     pub threshold: Option<Threshold>,
     /// The policy that kept it with the smallest threshold, the first of several: index into
     /// [`crate::policy::Rules::policies`]. So a certain keep goes before a share of 5 %. With
@@ -82,6 +83,12 @@ impl Vote {
         verdict: Verdict::Drop,
         threshold: Some(Threshold::ALWAYS),
         policy: None,
+    };
+
+    /// By a policy that drops, or for the size of the trace: more spans do not change it.
+    pub(super) const DROP_FOR_GOOD: Self = Self {
+        threshold: None,
+        ..Self::DROP
     };
 
     /// Kept whatever a limit says: with the smallest threshold there is.
@@ -148,7 +155,10 @@ impl Tally {
     }
 
     pub(super) fn vote(&self) -> Vote {
-        let Some((odds, policy)) = self.best.filter(|_| !self.dropped) else {
+        if self.dropped {
+            return Vote::DROP_FOR_GOOD;
+        }
+        let Some((odds, policy)) = self.best else {
             return Vote::DROP;
         };
         let first = self.first.filter(|_| self.first_match);

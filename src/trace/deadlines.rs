@@ -20,6 +20,8 @@ pub enum DecideReason {
     TraceBound,
     /// Memory or the log was full, and `--on-pressure decide` says that traces make room then.
     Pressure,
+    /// Its owner could not be reached for so long that somebody who only held it decided.
+    Forced,
     /// A fragment was enough (`sampling_strategy: span-ingest`).
     SpanIngest,
 }
@@ -41,12 +43,13 @@ pub struct Deadlines {
 }
 
 impl DecideReason {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::DecisionWait,
         Self::QuietPeriod,
         Self::AfterRoot,
         Self::TraceBound,
         Self::Pressure,
+        Self::Forced,
         Self::SpanIngest,
     ];
 
@@ -57,6 +60,7 @@ impl DecideReason {
             Self::AfterRoot => "after_root",
             Self::TraceBound => "trace_bound",
             Self::Pressure => "pressure",
+            Self::Forced => "forced",
             Self::SpanIngest => "span_ingest",
         }
     }

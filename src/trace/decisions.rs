@@ -226,6 +226,22 @@ impl Decisions {
         self.record(segment, numbers);
     }
 
+    /// The decisions from this number on, oldest first, each with its number: they are numbered as they
+    /// are remembered.
+    pub fn numbered(&self, from: u64) -> impl Iterator<Item = (u64, &Decision)> {
+        let from = from.max(self.first);
+        // No more than there are: far below what a `usize` holds.
+        let skipped = usize::try_from(from - self.first).unwrap_or(usize::MAX);
+        let rest = self.order.range(skipped.min(self.order.len())..);
+        let numbered = (from..).zip(rest);
+        numbered.filter_map(|(number, trace)| Some((number, &self.get(*trace)?.decision)))
+    }
+
+    /// The number that the next decision gets.
+    pub fn next_number(&self) -> u64 {
+        self.first + self.order.len() as u64
+    }
+
     /// Every remembered decision, oldest first.
     pub fn all(&self) -> impl Iterator<Item = &Decision> {
         self.order

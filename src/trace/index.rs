@@ -6,8 +6,8 @@ use std::collections::HashSet;
 
 use crate::model::{Decision, Extent, FragmentHash, Moment, SegmentId, TraceId};
 use crate::policy::{FoldState, Rules, Timing};
-use crate::trace::DecideReason;
 use crate::trace::deadlines::deadline;
+use crate::trace::{DecideReason, Held, Outgoing, Transfer};
 
 /// Where one fragment lies, and its identity. 28 bytes: an 80-span trace has about ten of them,
 /// and they are most of what a trace costs in memory.
@@ -51,6 +51,8 @@ pub struct TraceEntry {
     /// What was decided, once it was. Kept here too because a kept trace may wait for its backend
     /// longer than decisions are remembered.
     pub decision: Option<Box<Decision>>,
+    /// While it is between two members.
+    pub transfer: Option<Box<Transfer>>,
     /// In the order they were appended.
     fragments: Vec<FragmentRef>,
     /// Their hashes, once there are many.
@@ -122,6 +124,7 @@ impl TraceEntry {
             span_bytes: 0,
             stage,
             decision: None,
+            transfer: None,
             fragments: Vec::new(),
             many: None,
         }
@@ -163,6 +166,62 @@ impl TraceEntry {
             }
         }
         taken
+    }
+
+    /// Another member held it before, or holds it too.
+    pub fn merge_times(&mut self, first: Moment, last: Moment, root: Option<Moment>) {
+        self.first_seen = self.first_seen.min(first);
+        self.last_seen = self.last_seen.max(last);
+        self.root_seen = match (self.root_seen, root) {
+            (Some(ours), Some(theirs)) => Some(ours.min(theirs)),
+            (ours, theirs) => ours.or(theirs),
+        };
+    }
+
+    /// Puts fragments in behind the first `at`.
+    pub fn insert(&mut self, at: usize, fragments: impl IntoIterator<Item = FragmentRef>) {
+        self.fragments.splice(at..at, fragments);
+        self.rebuild_hashes();
+    }
+
+    /// Takes out the first so many fragments. Copies of them may stand behind.
+    pub fn take_first(&mut self, count: usize) -> Vec<FragmentRef> {
+        let rest = self.fragments.split_off(count.min(self.fragments.len()));
+        let taken = std::mem::replace(&mut self.fragments, rest);
+        self.rebuild_hashes();
+        taken
+    }
+
+    /// Takes out what stands behind the first `count` and has one of these hashes.
+    pub fn take_copies(&mut self, count: usize, hashes: &HashSet<[u8; 16]>) -> Vec<FragmentRef> {
+        let rest = self.fragments.split_off(count.min(self.fragments.len()));
+        let (taken, rest) = rest.into_iter().partition(|it| hashes.contains(&it.hash));
+        self.fragments.extend::<Vec<_>>(rest);
+        self.rebuild_hashes();
+        taken
+    }
+
+    fn rebuild_hashes(&mut self) {
+        let hashes = self.fragments.iter().map(|held| held.hash);
+        self.many = (self.fragments.len() > LOOKED_THROUGH_MAX).then(|| Box::new(hashes.collect()));
+    }
+
+    /// The generation that is being handed over.
+    pub fn outgoing(&self) -> Option<&Outgoing> {
+        self.transfer.as_ref()?.outgoing.as_ref()
+    }
+
+    pub fn outgoing_mut(&mut self) -> Option<&mut Outgoing> {
+        self.transfer.as_mut()?.outgoing.as_mut()
+    }
+
+    /// Where a fragment is that another member hands over.
+    pub fn where_is(&self, hash: FragmentHash) -> Held {
+        match self.outgoing() {
+            _ if !self.holds(hash) => Held::No,
+            Some(outgoing) => outgoing.holds(&self.fragments, hash),
+            None => Held::Yes,
+        }
     }
 
     /// Takes out the fragment that lies there. Looked for from the youngest on: it is for those

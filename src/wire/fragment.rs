@@ -350,6 +350,25 @@ pub fn request_len(resource_header: usize, scopes: impl Iterator<Item = usize>) 
     field_len(resource_spans_len(resource_header, scopes))
 }
 
+/// Writes a fragment that was read back as an `ExportTraceServiceRequest` of its own: the header of its
+/// resource, and for each of its scopes the header and `(12 len span)*`.
+pub fn write_request<'a>(
+    resource_header: &[u8],
+    scopes: impl Iterator<Item = (&'a [u8], &'a [u8])> + Clone,
+    out: &mut Vec<u8>,
+) {
+    let lens = scopes
+        .clone()
+        .map(|(header, spans)| header.len() + spans.len());
+    write_prefix(0x0A, resource_spans_len(resource_header.len(), lens), out);
+    out.extend_from_slice(resource_header);
+    for (header, spans) in scopes {
+        write_prefix(0x12, header.len() + spans.len(), out);
+        out.extend_from_slice(header);
+        out.extend_from_slice(spans);
+    }
+}
+
 fn resource_spans_len(resource_header: usize, scopes: impl Iterator<Item = usize>) -> usize {
     resource_header + scopes.map(field_len).sum::<usize>()
 }

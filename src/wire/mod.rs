@@ -44,7 +44,9 @@ pub use extract::{
     KeyFilter, Scalar, SpanFields, Wanted, read_resource, read_span, scalar_value,
     stated_randomness, string_value,
 };
-pub use fragment::{Fragment, FragmentView, Fragments, HeaderView, ScopeView, request_len};
+pub use fragment::{
+    Fragment, FragmentView, Fragments, HeaderView, ScopeView, request_len, write_request,
+};
 pub use json::{JsonError, json_to_protobuf, protobuf_bytes_max};
 pub use member::{is_member_key, is_member_value, member_value};
 pub use record::{

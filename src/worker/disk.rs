@@ -10,8 +10,7 @@ use crossbeam_channel::{Receiver, Sender};
 
 use crate::log::{Disk, DiskOp, PlantedBug, Volume};
 use crate::model::SegmentId;
-use crate::worker::shard::AppendRefused;
-use crate::worker::shard_thread::Reply;
+use crate::worker::shard_thread::Waiting;
 
 /// What an acknowledgement stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +26,7 @@ pub enum AckLevel {
 pub(crate) struct DiskBatch {
     pub(crate) number: u64,
     pub(crate) ops: Vec<DiskOp>,
-    pub(crate) replies: Vec<(Reply, Vec<u32>)>,
+    pub(crate) replies: Vec<Waiting>,
 }
 
 /// What became of a batch, for the shard.
@@ -79,8 +78,8 @@ pub(crate) fn carry_out<D: Disk>(
     mut batch: DiskBatch,
 ) -> DiskDone {
     if PlantedBug::AckBeforeWrite.is_planted() {
-        for (reply, elsewhere) in batch.replies.drain(..) {
-            reply.send(Ok(elsewhere));
+        for waiting in batch.replies.drain(..) {
+            waiting.answer(true);
         }
     }
     let mut buffers = Vec::new();
@@ -92,11 +91,8 @@ pub(crate) fn carry_out<D: Disk>(
     if let (Err(error), None) = (&result, volume.sync_failure().get()) {
         tracing::error!(%error, "the log cannot be written; refusing spans until it can");
     }
-    for (reply, elsewhere) in batch.replies {
-        reply.send(match &result {
-            Ok(_) => Ok(elsewhere),
-            Err(_) => Err(AppendRefused::LogFailed),
-        });
+    for waiting in batch.replies {
+        waiting.answer(result.is_ok());
     }
     DiskDone {
         number: batch.number,

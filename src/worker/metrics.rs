@@ -12,6 +12,7 @@ use crate::policy::Rules;
 use crate::trace::DecideReason;
 use crate::wire::{RejectReason, Unwritten, UnwrittenSpans};
 use crate::worker::dead_letters::DeadLetterMetrics;
+use crate::worker::handoff::HandoffMetrics;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RejectLabels {
@@ -171,6 +172,7 @@ pub struct WorkerMetrics {
     pub log_damaged_records: Counter,
     pub forwards_failed: Counter,
     pub dead_letters: DeadLetterMetrics,
+    pub handoff: HandoffMetrics,
 }
 
 impl WorkerMetrics {
@@ -379,6 +381,7 @@ impl WorkerMetrics {
                 "Records that the start found damaged, and skipped",
             ),
             dead_letters: DeadLetterMetrics::register(registry),
+            handoff: HandoffMetrics::register(registry),
             forwards_failed: counter(
                 registry,
                 "worker_forwards_failed",

@@ -17,6 +17,7 @@ mod export_memory;
 mod exporter;
 mod footers;
 mod forward;
+pub mod handoff;
 pub mod ingest;
 mod isolation;
 mod limiter;
@@ -34,5 +35,7 @@ pub use metrics::WorkerMetrics;
 pub use peering::{Peering, PeeringConfig, PeeringService};
 pub use peering_metrics::PeeringMetrics;
 pub use shard::OnPressure;
-pub use simulated::{SimulatedAnswer, SimulatedDoor, SimulatedWorker};
+pub use simulated::{
+    SimulatedAnswer, SimulatedDoor, SimulatedHandoff, SimulatedReceipt, SimulatedWorker,
+};
 pub use start::{StartError, Worker, WorkerConfig};

@@ -13,13 +13,17 @@ use crossbeam_channel::{Receiver, Sender, bounded, never, select, unbounded};
 use tokio::sync::oneshot;
 
 use crate::log::{Disk, Volume};
+use crate::model::Member;
 use crate::model::{Moment, SteadyClock, TraceId};
 use crate::net::admission::Permit;
 use crate::policy::LimitAnswers;
 use crate::worker::disk::{self, AckLevel, DiskBatch, DiskDone};
 use crate::worker::ingest::Incoming;
 use crate::worker::limiter::Asking;
-use crate::worker::shard::{AppendRefused, ExportWork, Placement, Shard};
+use crate::worker::shard::{
+    AppendRefused, ExportWork, HandoffAnswer, HandoffWork, Ownership, Placement, Received, Reopen,
+    Reopened, Shard,
+};
 
 #[cfg(test)]
 mod tests;
@@ -48,6 +52,57 @@ struct Append {
     reply: Reply,
 }
 
+/// A shard's part of what another member hands over.
+#[derive(Debug)]
+struct Receive {
+    incoming: Arc<Incoming>,
+    received: Received,
+    reply: oneshot::Sender<Result<HandoffAnswer, AppendRefused>>,
+}
+
+/// What comes in order, to be written before it is answered.
+#[derive(Debug)]
+enum Data {
+    Append(Append),
+    Receive(Receive),
+}
+
+/// Who waits for a batch.
+#[derive(Debug)]
+pub(crate) enum Waiting {
+    /// With what is to be passed on.
+    Client(Reply, Vec<u32>),
+    /// The message is paid for until then.
+    Peer(
+        oneshot::Sender<Result<HandoffAnswer, AppendRefused>>,
+        HandoffAnswer,
+        Arc<Incoming>,
+    ),
+}
+
+impl Waiting {
+    /// All of it is written, or not.
+    pub(crate) fn answer(self, is_written: bool) {
+        match self {
+            Self::Client(reply, elsewhere) => reply.send(if is_written {
+                Ok(elsewhere)
+            } else {
+                Err(AppendRefused::LogFailed)
+            }),
+            Self::Peer(reply, answer, incoming) => {
+                drop(incoming);
+                let answer = if is_written {
+                    Ok(answer)
+                } else {
+                    Err(AppendRefused::LogFailed)
+                };
+                // A peer that went away gives it to us again.
+                reply.send(answer).ok();
+            }
+        }
+    }
+}
+
 /// What does not wait behind data. Bounded by who sends it: exporters and the worker's own steps.
 #[derive(Debug)]
 enum Control {
@@ -62,6 +117,21 @@ enum Control {
     Deciding(Option<Moment>),
     Limited(Vec<(TraceId, LimitAnswers)>),
     AwaitingExport(oneshot::Sender<usize>),
+    Ownership(Ownership),
+    PullHandoff {
+        bytes_max: u64,
+        reply: oneshot::Sender<HandoffWork>,
+    },
+    HandedOver(HandoffWork, Option<HandoffAnswer>),
+    PullReopen(oneshot::Sender<Reopen>),
+    Reopened(Reopen, Option<Reopened>),
+    Sync {
+        member: Member,
+        is_first: bool,
+        reply: oneshot::Sender<Option<u64>>,
+    },
+    /// Whether nothing is left, and how many bytes are.
+    Drained(oneshot::Sender<(bool, u64)>),
     StopExports,
     Stop(oneshot::Sender<()>),
 }
@@ -71,7 +141,7 @@ enum Control {
 pub(crate) struct ShardHandle {
     /// Without a bound of its own: a bounded channel would keep what lies in it, and those who
     /// wait for it, when the shard is gone.
-    data: Sender<Append>,
+    data: Sender<Data>,
     control: Sender<Control>,
     exports_stopped: Arc<AtomicBool>,
     /// Unix milliseconds at which the shard last went round.
@@ -104,8 +174,75 @@ impl ShardHandle {
             return None;
         }
         // Disconnected: the dropped reply tells the caller.
-        self.data.send(append).ok();
+        self.data.send(Data::Append(append)).ok();
         Some(receiver)
+    }
+
+    /// Gives the shard what another member hands over. `None`: its queue is full.
+    pub(crate) fn receive(
+        &self,
+        incoming: Arc<Incoming>,
+        received: Received,
+    ) -> Option<oneshot::Receiver<Result<HandoffAnswer, AppendRefused>>> {
+        let (reply, receiver) = oneshot::channel();
+        if self.data.len() >= DATA_QUEUE {
+            return None;
+        }
+        let receive = Receive {
+            incoming,
+            received,
+            reply,
+        };
+        self.data.send(Data::Receive(receive)).ok();
+        Some(receiver)
+    }
+
+    pub(crate) fn set_ownership(&self, ownership: Ownership) {
+        self.control.send(Control::Ownership(ownership)).ok();
+    }
+
+    /// Waits for something to hand over. `None`: the shard has stopped.
+    pub(crate) async fn pull_handoff(&self, bytes_max: u64) -> Option<HandoffWork> {
+        let (reply, receiver) = oneshot::channel();
+        let pull = Control::PullHandoff { bytes_max, reply };
+        self.control.send(pull).ok()?;
+        receiver.await.ok()
+    }
+
+    /// `None`: nobody can say what became of it.
+    pub(crate) fn handed_over(&self, work: HandoffWork, answer: Option<HandoffAnswer>) {
+        self.control.send(Control::HandedOver(work, answer)).ok();
+    }
+
+    /// Waits for a trace that is to be read again. `None`: the shard has stopped.
+    pub(crate) async fn pull_reopen(&self) -> Option<Reopen> {
+        let (reply, receiver) = oneshot::channel();
+        self.control.send(Control::PullReopen(reply)).ok()?;
+        receiver.await.ok()
+    }
+
+    /// `None`: it could not be read.
+    pub(crate) fn reopened(&self, reopen: Reopen, found: Option<Reopened>) {
+        self.control.send(Control::Reopened(reopen, found)).ok();
+    }
+
+    /// See [`Shard::sync`].
+    pub(crate) async fn sync(&self, member: Member, is_first: bool) -> Option<u64> {
+        let (reply, receiver) = oneshot::channel();
+        let sync = Control::Sync {
+            member,
+            is_first,
+            reply,
+        };
+        self.control.send(sync).ok()?;
+        receiver.await.ok()?
+    }
+
+    /// Whether nothing is left to hand over or export, and the bytes that are.
+    pub(crate) async fn drained(&self) -> (bool, u64) {
+        let (reply, receiver) = oneshot::channel();
+        self.control.send(Control::Drained(reply)).ok();
+        receiver.await.unwrap_or((true, 0))
     }
 
     /// Waits for kept traces. `None`: the shard has stopped.
@@ -219,6 +356,8 @@ pub(crate) fn prepare(
         on_its_way: false,
         replies: Vec::new(),
         pulls: Vec::new(),
+        handoff_pulls: Vec::new(),
+        reopen_pulls: Vec::new(),
         exports_stopped: false,
         stop: None,
         last_try: false,
@@ -239,7 +378,7 @@ pub(crate) fn prepare(
     (handle, running, disk)
 }
 
-fn data_queue() -> (Sender<Append>, Receiver<Append>) {
+fn data_queue() -> (Sender<Data>, Receiver<Data>) {
     unbounded()
 }
 
@@ -248,10 +387,10 @@ fn data_queue() -> (Sender<Append>, Receiver<Append>) {
 pub(crate) struct First {
     done: Option<DiskDone>,
     control: Option<Control>,
-    append: Option<Append>,
+    data: Option<Data>,
 }
 
-struct Waiting {
+struct Pull {
     bytes_max: u64,
     traces_max: usize,
     reply: oneshot::Sender<ExportWork>,
@@ -263,15 +402,17 @@ pub(crate) struct Running {
     asking: Option<Asking>,
     /// When this turn began.
     now: Moment,
-    data: Receiver<Append>,
+    data: Receiver<Data>,
     control: Receiver<Control>,
     batches: Sender<DiskBatch>,
     done: Receiver<DiskDone>,
     /// A batch is at the disk thread.
     on_its_way: bool,
     /// Who waits for the batch that is being filled.
-    replies: Vec<(Reply, Vec<u32>)>,
-    pulls: Vec<Waiting>,
+    replies: Vec<Waiting>,
+    pulls: Vec<Pull>,
+    handoff_pulls: Vec<(u64, oneshot::Sender<HandoffWork>)>,
+    reopen_pulls: Vec<oneshot::Sender<Reopen>>,
     exports_stopped: bool,
     stop: Option<oneshot::Sender<()>>,
     /// A failed write may be tried once more before the stop.
@@ -309,7 +450,7 @@ impl Running {
                     // Nobody holds a handle: nobody will ever ask for anything again.
                     Err(_) => return,
                 },
-                recv(data) -> append => first.append = append.ok(),
+                recv(data) -> data => first.data = data.ok(),
                 default(wait) => {}
             }
             self.turn(first, clock.now());
@@ -332,8 +473,8 @@ impl Running {
         if let Some(control) = first.control {
             self.control(control);
         }
-        if let Some(append) = first.append {
-            self.append(append);
+        if let Some(data) = first.data {
+            self.data(data);
         }
         while let Ok(done) = self.done.try_recv() {
             self.batch_done(done);
@@ -342,15 +483,16 @@ impl Running {
             self.control(control);
         }
         while self.shard.pending_bytes() < BATCH_BYTES
-            && let Ok(append) = self.data.try_recv()
+            && let Ok(data) = self.data.try_recv()
         {
-            self.append(append);
+            self.data(data);
         }
         self.shard.tick(now);
         self.memory.recharge(self.shard.memory_bytes() as u64);
         self.ask_limits();
         self.hand_over();
         self.answer_pulls();
+        self.answer_handoff_pulls();
     }
 
     fn has_stopped(&mut self) -> bool {
@@ -393,8 +535,33 @@ impl Running {
         !self.data.is_empty() || !self.control.is_empty() || !self.done.is_empty()
     }
 
+    pub(crate) fn shard_mut(&mut self) -> &mut Shard {
+        &mut self.shard
+    }
+
     pub(crate) fn shard(&self) -> &Shard {
         &self.shard
+    }
+
+    fn data(&mut self, data: Data) {
+        match data {
+            Data::Append(append) => self.append(append),
+            Data::Receive(receive) => self.receive(receive),
+        }
+    }
+
+    fn receive(&mut self, receive: Receive) {
+        let Receive {
+            incoming,
+            received,
+            reply,
+        } = receive;
+        match self.shard.receive(&incoming, &received, self.now) {
+            Ok(answer) => self.replies.push(Waiting::Peer(reply, answer, incoming)),
+            Err(refused) => {
+                reply.send(Err(refused)).ok();
+            }
+        }
     }
 
     fn append(&mut self, append: Append) {
@@ -402,7 +569,10 @@ impl Running {
             .shard
             .append(&append.reply.incoming, &append.fragments, self.now);
         match appended {
-            Ok(elsewhere) => self.replies.push((append.reply, elsewhere)),
+            Ok(elsewhere) => {
+                let waiting = Waiting::Client(append.reply, elsewhere);
+                self.replies.push(waiting);
+            }
             Err(refused) => append.reply.send(Err(refused)),
         }
     }
@@ -414,7 +584,7 @@ impl Running {
                 bytes_max,
                 traces_max,
                 reply,
-            } => self.pulls.push(Waiting {
+            } => self.pulls.push(Pull {
                 bytes_max,
                 traces_max,
                 reply,
@@ -433,6 +603,25 @@ impl Running {
             }
             Control::AwaitingExport(reply) => {
                 reply.send(self.shard.awaiting_export()).ok();
+            }
+            Control::Ownership(ownership) => self.shard.set_ownership(ownership, now),
+            Control::PullHandoff { bytes_max, reply } => {
+                self.handoff_pulls.push((bytes_max, reply));
+            }
+            Control::HandedOver(work, Some(answer)) => self.shard.handed_over(work, &answer, now),
+            Control::HandedOver(work, None) => self.shard.handoff_failed(work, now),
+            Control::PullReopen(reply) => self.reopen_pulls.push(reply),
+            Control::Reopened(reopen, found) => self.shard.reopened(reopen, found, now),
+            Control::Sync {
+                member,
+                is_first,
+                reply,
+            } => {
+                reply.send(self.shard.sync(&member, is_first)).ok();
+            }
+            Control::Drained(reply) => {
+                let left = (self.shard.is_drained(), self.shard.held_bytes());
+                reply.send(left).ok();
             }
             Control::StopExports => self.exports_stopped = true,
             Control::Stop(stopped) => {
@@ -469,8 +658,8 @@ impl Running {
             }
             Err(_) => {
                 // Those who joined the batch being filled wait for bytes that are now forgotten.
-                for (reply, _) in self.replies.drain(..) {
-                    reply.send(Err(AppendRefused::LogFailed));
+                for waiting in self.replies.drain(..) {
+                    waiting.answer(false);
                 }
                 self.shard.batch_failed(done.number, self.now);
             }
@@ -483,8 +672,8 @@ impl Running {
         }
         let Some((number, ops)) = self.shard.take_batch() else {
             // Nothing to write and nothing on its way: all that the replies wait for is done.
-            for (reply, elsewhere) in self.replies.drain(..) {
-                reply.send(Ok(elsewhere));
+            for waiting in self.replies.drain(..) {
+                waiting.answer(true);
             }
             return;
         };
@@ -518,5 +707,50 @@ impl Running {
                 }
             }
         }
+    }
+    fn answer_handoff_pulls(&mut self) {
+        while let Some((bytes_max, reply)) = self.handoff_pulls.pop() {
+            if reply.is_closed() {
+                continue;
+            }
+            match self.shard.pull_handoff(bytes_max, self.now) {
+                Some(work) => {
+                    if let Err(work) = reply.send(work) {
+                        self.shard.handoff_failed(work, self.now);
+                    }
+                }
+                None => {
+                    self.handoff_pulls.push((bytes_max, reply));
+                    break;
+                }
+            }
+        }
+        while let Some(reply) = self.reopen_pulls.pop() {
+            if reply.is_closed() {
+                continue;
+            }
+            match self.shard.next_reopen() {
+                Some(reopen) => {
+                    if let Err(reopen) = reply.send(reopen) {
+                        self.shard.reopened(reopen, None, self.now);
+                    }
+                }
+                None => {
+                    self.reopen_pulls.push(reply);
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Work for another member, for who runs the shard in one thread.
+    pub(crate) fn pull_handoff_now(&mut self, bytes_max: u64, now: Moment) -> Option<HandoffWork> {
+        self.now = now;
+        self.shard.pull_handoff(bytes_max, now)
+    }
+
+    /// A trace to be read again, likewise.
+    pub(crate) fn next_reopen_now(&mut self) -> Option<Reopen> {
+        self.shard.next_reopen()
     }
 }

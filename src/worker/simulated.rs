@@ -2,7 +2,8 @@
 //! step taken when the caller says so and at the time the caller says it is. No sockets and no
 //! exporters (whoever pulls is the backend). Requests come in by
 //! [`SimulatedWorker::append`], as if the ring were this worker alone, or by its [`SimulatedDoor`], the way
-//! they come from the network.
+//! they come from the network. Messages of handoffs are taken and given as
+//! bytes; the network is the caller's.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,23 +13,28 @@ use tokio::sync::oneshot;
 
 use crate::cluster::ViewHandle;
 use crate::log::{Disk, Footed, ReadError, RecoveryReport, Space, StoredFragment, Volume};
-use crate::model::{Decision, Extent, Moment, TraceId};
+use crate::model::{Decision, Extent, Member, Moment, TraceId};
 use crate::net::admission::Budget;
 use crate::net::client::Dial;
 use crate::net::server::{Accepted, IngestRequest};
 use crate::net::status::Refusal;
 use crate::policy::Rules;
+use crate::ring::Table;
 use crate::wire::ScanLimits;
 use crate::worker::disk;
+use crate::worker::handoff::{intake, message};
 use crate::worker::ingest::{Incoming, Intake, shard_of};
 use crate::worker::limiter::{self, Rounds};
-use crate::worker::shard::{AppendRefused, ExportWork, Placement, Shard};
+use crate::worker::shard::{
+    AppendRefused, ExportWork, HandoffAnswer, HandoffWork, Ownership, Placement, Shard,
+};
 use crate::worker::shard_thread::{self, DiskEnd, First, Running, ShardHandle};
 use crate::worker::start::{Opened, open};
 use crate::worker::{AckLevel, StartError, WorkerConfig, WorkerMetrics};
 
 /// See the module.
 pub struct SimulatedWorker<D: Disk> {
+    name: Member,
     ack: AckLevel,
     space: Arc<Space>,
     volume: Arc<Volume<D>>,
@@ -52,6 +58,44 @@ impl SimulatedDoor {
     /// As [`crate::net::server::Ingest::ingest`] of a worker; needs a runtime, and the worker's turns.
     pub async fn take_in(&self, request: IngestRequest) -> Result<Accepted, Refusal> {
         self.0.take_in(request).await
+    }
+}
+
+/// A message for another member, and what is to become of its content.
+#[derive(Debug)]
+pub struct SimulatedHandoff {
+    pub to: Member,
+    pub message: Bytes,
+    shard: usize,
+    work: HandoffWork,
+}
+
+/// What a member waits for that handed something over.
+#[derive(Debug)]
+pub struct SimulatedReceipt {
+    parts: Vec<oneshot::Receiver<Result<HandoffAnswer, AppendRefused>>>,
+    answer: HandoffAnswer,
+    is_refused: bool,
+}
+
+impl SimulatedReceipt {
+    /// `None` as long as a shard has not answered; then the answer's bytes, or that there is none.
+    pub fn poll(&mut self, now: Moment) -> Option<Option<Bytes>> {
+        self.parts.retain_mut(|part| match part.try_recv() {
+            Ok(Ok(answer)) => {
+                self.answer.add(answer);
+                false
+            }
+            Ok(Err(_)) | Err(oneshot::error::TryRecvError::Closed) => {
+                self.is_refused = true;
+                false
+            }
+            Err(oneshot::error::TryRecvError::Empty) => true,
+        });
+        let is_whole = self.parts.is_empty();
+        let answer =
+            || (!self.is_refused).then(|| message::encode_answer(&self.answer, now).into());
+        is_whole.then(answer)
     }
 }
 
@@ -107,6 +151,7 @@ impl<D: Disk> SimulatedWorker<D> {
             }
         };
         Ok(Self {
+            name: config.name.clone(),
             ack: config.ack,
             space,
             volume,
@@ -202,6 +247,108 @@ impl<D: Disk> SimulatedWorker<D> {
             }
         }
         answer
+    }
+
+    /// Who owns which trace from the next turns on; `leaves`: nothing belongs here any more.
+    pub fn set_ring(&self, table: &Table, leaves: bool) {
+        let ownership = if leaves {
+            Ownership::of_leaving(table, self.name.clone())
+        } else {
+            Ownership::new(table.clone(), self.name.clone())
+        };
+        for shard in &self.shards {
+            shard.handle.set_ownership(ownership.clone());
+        }
+    }
+
+    /// What a shard has for another member, after a turn of it, read from the log.
+    pub fn take_handoff(
+        &mut self,
+        shard: usize,
+        bytes_max: u64,
+        now: Moment,
+    ) -> Option<SimulatedHandoff> {
+        let running = &mut self.shards[shard].running;
+        let work = running.pull_handoff_now(bytes_max, now)?;
+        let mut stored = Vec::with_capacity(work.traces.len());
+        for trace in &work.traces {
+            let extents: Vec<Extent> = trace.fragments.iter().map(|it| it.extent()).collect();
+            match self.volume.read(&extents) {
+                Ok(fragments) => stored.push(fragments),
+                Err(_) => {
+                    self.shards[shard].handle.handed_over(work, None);
+                    return None;
+                }
+            }
+        }
+        let stored = stored.iter().map(|it| &it[..]);
+        let traces: Vec<_> = work.traces.iter().zip(stored).collect();
+        let message = message::encode(&work.decisions, &traces, now).into();
+        Some(SimulatedHandoff {
+            to: work.to.clone(),
+            message,
+            shard,
+            work,
+        })
+    }
+
+    /// What became of it: the receiver's answer, or `None` if nobody can say.
+    pub fn handed_over(&self, handoff: SimulatedHandoff, answer: Option<&[u8]>, now: Moment) {
+        let answer = answer.and_then(|it| message::decode_answer(it, now).ok());
+        let shard = &self.shards[handoff.shard];
+        shard.handle.handed_over(handoff.work, answer);
+    }
+
+    /// Puts another member's message into the queues of its shards. `None`: it makes no sense.
+    pub fn receive(&self, message: &Bytes, now: Moment) -> Option<SimulatedReceipt> {
+        let handed = message::decode(message, now).ok()?;
+        let permit = Budget::new(u64::MAX).try_take(message.len() as u64)?;
+        let (incoming, parts) = intake::divide(handed, permit, self.shards.len()).ok()?;
+        let incoming = Arc::new(incoming);
+        let mut receipt = SimulatedReceipt {
+            parts: Vec::new(),
+            answer: HandoffAnswer::default(),
+            is_refused: false,
+        };
+        for (shard, part) in self.shards.iter().zip(parts) {
+            if part.is_empty() {
+                continue;
+            }
+            match shard.handle.receive(incoming.clone(), part) {
+                Some(answer) => receipt.parts.push(answer),
+                None => receipt.is_refused = true,
+            }
+        }
+        Some(receipt)
+    }
+
+    /// Reads the next trace again that a shard wants to, and tells it at its next turn. False if there is
+    /// none.
+    pub fn read_again(&mut self, shard: usize) -> bool {
+        let SimulatedShard {
+            handle, running, ..
+        } = &mut self.shards[shard];
+        let Some(reopen) = running.next_reopen_now() else {
+            return false;
+        };
+        let found = reopen.read(&self.volume).ok();
+        handle.reopened(reopen, found);
+        true
+    }
+
+    /// How much is here that belongs to `member`, which asks for it, `is_first` once a round. `None`: it is not in
+    /// this worker's ring.
+    pub fn sync(&mut self, member: &Member, is_first: bool) -> Option<u64> {
+        let shards = self.shards.iter_mut();
+        shards
+            .map(|shard| shard.running.shard_mut().sync(member, is_first))
+            .sum()
+    }
+
+    /// Nothing is here that another member should have, or the backend.
+    pub fn is_drained(&self) -> bool {
+        let mut shards = self.shards.iter();
+        shards.all(|shard| shard.running.shard().is_drained())
     }
 
     pub fn shard_of(&self, trace: TraceId) -> usize {

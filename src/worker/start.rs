@@ -434,7 +434,7 @@ pub(super) fn fold_again<D: Disk>(volume: &Volume<D>, shard: &mut Shard) -> Resu
 /// Gives a record of an earlier life to the shard that owns its trace now: their number may have
 /// changed.
 fn distribute(shards: &mut [Shard], record: crate::log::Recovered) {
-    use crate::log::Recovered;
+    use crate::log::{Commit, Moved, Recovered};
     let count = shards.len();
     match record {
         Recovered::Checkpoint(decisions) => {
@@ -448,7 +448,10 @@ fn distribute(shards: &mut [Shard], record: crate::log::Recovered) {
                 }
             }
         }
-        Recovered::Fragment { trace, .. } | Recovered::Exported { trace, .. } => {
+        Recovered::Fragment { trace, .. }
+        | Recovered::Exported { trace, .. }
+        | Recovered::Moved(Moved { trace, .. })
+        | Recovered::Commit(Commit { trace, .. }) => {
             shards[shard_of(trace, count)].recover(record);
         }
         Recovered::Verdict(decision) => {

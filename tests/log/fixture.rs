@@ -10,8 +10,8 @@ use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
 use prost::Message as _;
 use tailring::log::{
-    Disk, DiskOp, Recovered, RecoveryReport, Space, SpaceConfig, StoredFragment, Volume, Writer,
-    recover,
+    Commit, Disk, DiskOp, Moved, Recovered, RecoveryReport, Space, SpaceConfig, StoredFragment,
+    Volume, Writer, recover,
 };
 use tailring::model::{
     Decision, Extent, FragmentHash, Moment, Threshold, TraceId, Verdict, VerdictId,
@@ -128,6 +128,28 @@ pub(crate) fn decision(n: u32) -> Decision {
     }
 }
 
+pub(crate) fn handoff(n: u32) -> (Commit, Moved) {
+    let fragments: Vec<_> = (0..n % 3).map(|it| FragmentHash(it.into())).collect();
+    let commit = Commit {
+        trace: trace(n.into()),
+        generation: u64::from(n) << 40,
+        first_seen: Moment::from_unix_millis(1),
+        last_seen: Moment::from_unix_millis(u64::from(n) + 2),
+        root_seen: n
+            .is_multiple_of(2)
+            .then(|| Moment::from_unix_millis(n.into()))
+            .filter(|_| n > 0),
+        fragments: fragments.clone(),
+    };
+    let moved = Moved {
+        trace: trace(u64::from(n) + 1),
+        generation: 7,
+        to: u64::MAX - u64::from(n),
+        fragments,
+    };
+    (commit, moved)
+}
+
 /// What a fragment must read back as.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Content {
@@ -138,6 +160,7 @@ pub(crate) struct Content {
     pub(crate) previous: Option<Extent>,
     pub(crate) spans: u32,
     pub(crate) has_root: bool,
+    pub(crate) is_received: bool,
     pub(crate) resource: Vec<u8>,
     pub(crate) scopes: Vec<(Vec<u8>, Vec<u8>)>,
 }
@@ -165,6 +188,7 @@ impl Content {
             previous,
             spans: view.fragment.spans,
             has_root: view.fragment.has_root,
+            is_received: false,
             resource,
             scopes: scopes.collect(),
         }
@@ -179,6 +203,7 @@ impl Content {
             spans: self.spans,
             span_bytes: self.span_bytes() as u32,
             has_root: self.has_root,
+            is_received: self.is_received,
         }
     }
 
@@ -198,6 +223,7 @@ impl From<&StoredFragment> for Content {
             previous: stored.previous,
             spans: stored.spans,
             has_root: stored.has_root,
+            is_received: stored.is_received,
             resource: stored.resource_header.to_vec(),
             scopes: scopes
                 .map(|scope| (scope.header.to_vec(), scope.spans.to_vec()))
@@ -241,6 +267,16 @@ impl<D: Disk> Log<D> {
         let view = message.view();
         let extent = self.writers[shard].fragment(&view, arrival, None);
         Content::of(&view, arrival, None, extent)
+    }
+
+    pub(crate) fn received(&mut self, shard: usize, message: &Message) -> Content {
+        let arrival = Moment::from_unix_millis(1_600_000_000_000);
+        let view = message.view();
+        let extent = self.writers[shard].received(&view, arrival, None);
+        Content {
+            is_received: true,
+            ..Content::of(&view, arrival, None, extent)
+        }
     }
 
     pub(crate) fn flush(&mut self, shard: usize) -> io::Result<()> {

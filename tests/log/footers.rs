@@ -8,7 +8,7 @@ use tailring::log::{
 };
 use tailring::model::FragmentHash;
 
-use crate::fixture::{Content, Log, Message, SMALL, decision, trace};
+use crate::fixture::{Content, Log, Message, SMALL, decision, handoff, trace};
 
 const MIDDLE: &str = "0000000002.seg";
 
@@ -238,6 +238,52 @@ fn a_footer_does_not_speak_for_what_the_host_took_with_it() {
     }
 }
 
+#[test]
+fn what_a_handoff_leaves_in_a_segment_comes_back_with_and_without_its_footer() {
+    let disk = SimulatedDisk::new(1);
+    let (mut log, _, _) = Log::open(disk.clone(), SMALL);
+    let mut expected = Vec::new();
+    for n in 1..10_u32 {
+        let content = log.received(0, &Message::of(trace(n.into()), "shop", &["a"], 1, 3));
+        let (commit, moved) = handoff(n);
+        log.writers[0].commit(&commit);
+        log.writers[0].moved(&moved);
+        expected.extend([
+            content.recovered(),
+            Recovered::Commit(commit),
+            Recovered::Moved(moved),
+        ]);
+        log.flush(0).unwrap();
+        assert_eq!(log.read(&[content.extent]), [content]);
+    }
+    log.seal(0);
+    let first = disk.list().unwrap().remove(0);
+    let mut file = disk.content(&first).unwrap();
+    let (_, records, report) = start(&disk);
+    assert_eq!((&records, report.segments_by_footer), (&expected, 0));
+    log.append_footers();
+    let (_, records, report) = start(&disk);
+    assert_eq!(records, expected);
+    assert!(report.segments_by_footer > 0);
+    // Behind the first COMMIT, which no longer checks, the search finds the MOVED.
+    let damaged = SimulatedDisk::new(2);
+    let commit = commit_at(&file);
+    file[commit + 20] ^= 1;
+    damaged.set_content(&first, file);
+    let (_, found, report) = start(&damaged);
+    assert_eq!(report.damaged_records, 1);
+    assert_eq!(found[..2], [expected[0].clone(), expected[2].clone()]);
+}
+
+/// Where the first COMMIT begins.
+fn commit_at(file: &[u8]) -> usize {
+    let mut at = 64;
+    while file[at + 4] != 6 {
+        at += 9 + u32::from_le_bytes(file[at..at + 4].try_into().unwrap()) as usize;
+    }
+    at
+}
+
 /// Written by the build before footers, `tests/log/inspect.rs` says what is in it.
 #[test]
 fn a_dir_that_an_earlier_version_wrote_is_read_and_gone_on_with() {
@@ -253,16 +299,18 @@ fn a_dir_that_an_earlier_version_wrote_is_read_and_gone_on_with() {
     let (mut log, old, report) = Log::open(disk(), SMALL);
     assert_eq!((report.segments, report.segments_by_footer), (9, 0));
     assert_eq!((report.torn_tails, report.damaged_records), (0, 0));
-    let mut kinds = [0; 4];
+    let mut kinds = [0; 6];
     for record in &old {
         kinds[match record {
             Recovered::Fragment { .. } => 0,
             Recovered::Verdict(_) => 1,
             Recovered::Exported { .. } => 2,
             Recovered::Checkpoint(_) => 3,
+            Recovered::Moved(_) => 4,
+            Recovered::Commit(_) => 5,
         }] += 1;
     }
-    assert_eq!(kinds, [18, 5, 2, 1]);
+    assert_eq!(kinds, [18, 5, 2, 1, 0, 0]);
     let spans = |it: &Recovered| match it {
         Recovered::Fragment { spans, .. } => *spans,
         _ => 0,

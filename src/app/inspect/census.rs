@@ -18,6 +18,8 @@ struct Trace {
     verdict: Option<Verdict>,
     /// In the log and not exported.
     held: Vec<Held>,
+    /// Received from another member, and not committed.
+    received: Vec<Held>,
     exported: Sum,
 }
 
@@ -84,14 +86,40 @@ impl Census {
                 hash,
                 arrival,
                 spans,
+                is_received,
                 ..
-            } => self.traces.entry(trace).or_default().held.push(Held {
-                hash: hash.0.to_le_bytes(),
-                segment: extent.segment,
-                bytes: extent.len,
-                spans,
-                arrival: arrival.unix_nanos.to_le_bytes(),
-            }),
+            } => {
+                let trace = self.traces.entry(trace).or_default();
+                let held = Held {
+                    hash: hash.0.to_le_bytes(),
+                    segment: extent.segment,
+                    bytes: extent.len,
+                    spans,
+                    arrival: arrival.unix_nanos.to_le_bytes(),
+                };
+                if is_received {
+                    trace.received.push(held);
+                } else {
+                    trace.held.push(held);
+                }
+            }
+            Recovered::Commit(commit) => {
+                let trace = self.traces.entry(commit.trace).or_default();
+                let committed = hashes(&commit.fragments);
+                let received = std::mem::take(&mut trace.received);
+                let received = received.into_iter();
+                // The same bytes may be here already.
+                let mut here: HashSet<_> = trace.held.iter().map(|it| it.hash).collect();
+                trace.held.extend(
+                    received.filter(|it| committed.contains(&it.hash) && here.insert(it.hash)),
+                );
+            }
+            Recovered::Moved(moved) => {
+                let gone = hashes(&moved.fragments);
+                if let Some(trace) = self.traces.get_mut(&moved.trace) {
+                    trace.held.retain(|held| !gone.contains(&held.hash));
+                }
+            }
             Recovered::Verdict(decision) => self.decide(&decision),
             Recovered::Checkpoint(decisions) => {
                 for decision in &decisions {
@@ -130,7 +158,7 @@ impl Census {
             counts.exported.fragments += exported.fragments;
             counts.exported.spans += exported.spans;
             counts.exported.bytes += exported.bytes;
-            if trace.held.is_empty() {
+            if trace.held.is_empty() && (trace.verdict.is_some() || exported.fragments > 0) {
                 let has_been_exported = exported.fragments > 0;
                 counts.exported.traces += u64::from(has_been_exported);
                 counts.remembered += u64::from(!has_been_exported);
@@ -140,10 +168,14 @@ impl Census {
     }
 }
 
+fn hashes(fragments: &[FragmentHash]) -> HashSet<[u8; 16]> {
+    fragments.iter().map(|it| it.0.to_le_bytes()).collect()
+}
+
 impl Trace {
     fn export(&mut self, fragments: &[FragmentHash]) {
         let exported = &mut self.exported;
-        let fragments: HashSet<[u8; 16]> = fragments.iter().map(|it| it.0.to_le_bytes()).collect();
+        let fragments = hashes(fragments);
         self.held.retain(|held| {
             let is_exported = fragments.contains(&held.hash);
             if is_exported {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::handoff;
 use super::{RETRY_UNLINK_AFTER, RETRY_WRITE_AFTER, RETRY_WRITE_AFTER_MOST, Shard, Unwritten};
 use crate::log::{DiskOp, PlantedBug};
 use crate::model::{Extent, Moment, SegmentId, TraceId};
@@ -105,6 +106,11 @@ impl Shard {
                 *wait = last;
             }
         }
+        for (wait, _) in self.handing.waiting_for_disk() {
+            if *wait >= self.written_before {
+                *wait = last;
+            }
+        }
         for dropped in &mut self.retained {
             if dropped.batch >= self.written_before {
                 dropped.batch = last;
@@ -141,11 +147,14 @@ impl Shard {
                 continue;
             };
             let had = entry.fragments().len();
+            let is_copy = handoff::forget_in_rest(entry, extent, spans, span_bytes);
             entry.forget(extent);
             let lost = had - entry.fragments().len();
-            entry.spans -= spans;
-            entry.span_bytes -= u64::from(span_bytes);
-            let undecided = entry.stage == Stage::Undecided;
+            if !is_copy {
+                entry.spans -= spans;
+                entry.span_bytes -= u64::from(span_bytes);
+            }
+            let undecided = entry.stage == Stage::Undecided && !is_copy;
             let empty = entry.fragments().is_empty();
             self.index.uncount_fragments(lost);
             if undecided {
@@ -185,6 +194,9 @@ impl Shard {
                 }
                 Unwritten::Exported(trace, hashes) => {
                     self.writer.exported(*trace, hashes);
+                }
+                Unwritten::Moved(moved) => {
+                    self.writer.moved(moved);
                 }
                 Unwritten::Checkpoint(decisions) => {
                     self.writer.checkpoint(decisions);

@@ -15,6 +15,10 @@ impl Shard {
         if entry.decision.is_none() {
             entry.decision = remembered.map(Box::new);
         }
+        if entry.outgoing().is_some() {
+            // Its end queues it.
+            return;
+        }
         if let Stage::Kept {
             exporting: 0,
             queued: queued @ false,

@@ -36,12 +36,22 @@ impl Shard {
                 continue;
             }
             let (at, _) = self.due(entry);
-            if at <= now {
-                self.judge(trace, now);
-            } else {
+            if at > now {
                 self.deadlines.push(at, trace);
+                continue;
+            }
+            match self.decides(trace, entry, at, now) {
+                Ok(()) => self.judge(trace, now),
+                Err(Some(later)) => self.deadlines.push(later, trace),
+                Err(None) => {}
             }
         }
+    }
+
+    /// Whether this trace, which is in hand, may be decided before its deadline.
+    pub(super) fn may_decide(&self, trace: TraceId, now: Moment) -> bool {
+        let entry = self.index.get(trace).filter(|_| self.deciding);
+        entry.is_some_and(|entry| self.decides(trace, entry, now, now).is_ok())
     }
 
     /// The trace is complete.
@@ -49,6 +59,10 @@ impl Shard {
         let Some(entry) = self.index.get_mut(trace) else {
             return;
         };
+        if entry.transfer.as_ref().is_some_and(|it| it.is_stale) {
+            self.fold_anew(trace);
+            return;
+        }
         let first = self.rules.first_vote(trace, &entry.state, entry.spans);
         let vote = first.vote;
         let waits = first.asks && !vote.is_certain();
@@ -80,13 +94,16 @@ impl Shard {
 
     /// What the limits said to a trace that waits.
     pub fn answered(&mut self, trace: TraceId, answers: &LimitAnswers, now: Moment) {
-        let Some(entry) = self.index.get_mut(trace) else {
+        let Some(entry) = self.index.get(trace) else {
             return;
         };
         if entry.stage != Stage::Undecided || !entry.is_asking {
             return;
         }
-        if !self.deciding {
+        if !self.deciding || self.decides(trace, entry, now, now).is_err() {
+            let Some(entry) = self.index.get_mut(trace) else {
+                return;
+            };
             // Asked again when this member decides again.
             entry.is_asking = false;
             self.deadlines.push(now, trace);
@@ -110,6 +127,7 @@ impl Shard {
     fn decide(&mut self, trace: TraceId, vote: Vote, now: Moment) {
         if let Some(entry) = self.index.get(trace) {
             let due = match self.due(entry) {
+                (at, _) if self.handing.elsewhere(trace).is_some() => (at, DecideReason::Forced),
                 (at, _) if entry.is_early && at > now => (now, DecideReason::Pressure),
                 due => due,
             };
@@ -142,11 +160,11 @@ impl Shard {
         let extent = self.writer.verdict(&decision);
         self.note_unwritten(Unwritten::Verdict(decision));
         self.remember(decision, extent.segment);
-        self.apply(decision, now);
+        self.apply(decision);
     }
 
     /// What a verdict does to the trace in hand.
-    fn apply(&mut self, decision: Decision, now: Moment) {
+    pub(super) fn apply(&mut self, decision: Decision) {
         let trace = decision.trace;
         match decision.verdict {
             Verdict::Keep => {
@@ -163,17 +181,18 @@ impl Shard {
                 };
                 self.metrics.spans_dropped.inc_by(u64::from(entry.spans));
                 let batch = self.last_unwritten_batch();
-                self.retained.push_back(Retained {
-                    until: now + self.config.drop_retain,
+                self.retain(Retained {
+                    until: decision.decided_at + self.config.drop_retain,
                     batch,
                     trace,
                     fragments: by_segment(entry.fragments()),
+                    tail: entry.tail(),
                 });
             }
         }
     }
 
-    fn next_verdict_id(&self, trace: TraceId) -> VerdictId {
+    pub(super) fn next_verdict_id(&self, trace: TraceId) -> VerdictId {
         let seed = self
             .config
             .verdict_seed

@@ -5,28 +5,36 @@
 //! never waits. What it hands out is confirmed or taken back later: a batch by
 //! [`Shard::batch_written`] or [`Shard::batch_failed`], an export by [`Shard::exported`] or
 //! [`Shard::put_back`], a question to the limits ([`Shard::next_ask`]) by [`Shard::answered`].
-//! `shard_thread` runs it.
+//! Work for other members ([`Shard::pull_handoff`]) is ended by [`Shard::handed_over`] or [`Shard::handoff_failed`], and
+//! what is to be read again ([`Shard::next_reopen`]) by [`Shard::reopened`]. `shard_thread` runs it.
 
 mod batch;
 mod export;
+mod handoff;
 mod judge;
 mod pressure;
 mod recovery;
 #[cfg(test)]
 mod tests;
 
+pub use handoff::{
+    FORCED_AFTER, HandoffAnswer, HandoffTrace, HandoffWork, Learned, Ownership, Received,
+    ReceivedTrace, Reopen, Reopened,
+};
 pub use judge::Ask;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::log::{PlantedBug, Space, Writer};
+use crate::log::{Moved, PlantedBug, Space, Writer};
 use crate::model::{Decision, Extent, FragmentHash, Moment, SegmentId, TraceId, Verdict};
 use crate::policy::{Rules, Strategy};
 use crate::trace::{Deadlines, DecideReason, DecisionMemory, Decisions, FragmentRef, Index, Stage};
 use crate::worker::ingest::Incoming;
 use crate::worker::metrics::{KeptByPolicy, SpanFate, WorkerMetrics};
+use handoff::Handing;
+use recovery::Recovering;
 
 /// What a shard is told once.
 #[derive(Debug, Clone)]
@@ -157,6 +165,10 @@ pub struct Shard {
     /// For the limits, oldest first.
     asks: VecDeque<Ask>,
     next_expiry: Moment,
+    /// What goes to other members.
+    handing: Handing,
+    /// While earlier lives are read.
+    recovering: Recovering,
     metrics: WorkerMetrics,
     kept: KeptByPolicy,
     /// What the shared gauges have of this shard.
@@ -173,9 +185,10 @@ struct Shown {
     decision_bytes: i64,
 }
 
-/// A dropped trace whose bytes are still young.
+/// A dropped trace, or a part of one, whose bytes are still young.
 #[derive(Debug)]
 struct Retained {
+    /// When it was decided, and `drop_retain` more.
     until: Moment,
     /// Must be on disk before they go: a verdict that is lost with them would be given anew, on
     /// what is left of the trace.
@@ -183,6 +196,8 @@ struct Retained {
     trace: TraceId,
     /// How many fragments lie in which segment.
     fragments: Box<[(SegmentId, u32)]>,
+    /// Where the last one is, which says where the one before it is.
+    tail: Option<Extent>,
 }
 
 /// What is on its way to disk: what to undo, or to write again, should it not arrive.
@@ -196,6 +211,7 @@ enum Unwritten {
     },
     Verdict(Decision),
     Exported(TraceId, Vec<FragmentHash>),
+    Moved(Moved),
     Checkpoint(Vec<Decision>),
     /// All that is needed of earlier lives was written before it. Has no bytes of its own.
     CarriedOver,
@@ -253,6 +269,8 @@ impl Shard {
             verdicts: 0,
             asks: VecDeque::new(),
             next_expiry: Moment::ZERO,
+            handing: Handing::default(),
+            recovering: Recovering::default(),
             kept: metrics.kept_by(&rules),
             metrics,
             rules,
@@ -348,6 +366,9 @@ impl Shard {
         entry.last_seen = now;
         entry.spans += fragment.spans;
         entry.span_bytes += u64::from(fragment.span_bytes);
+        if entry.transfer.is_some() {
+            handoff::fold_rest(entry, &view, now, &self.rules);
+        }
         let root_arrived = fragment.has_root && entry.root_seen.is_none();
         if root_arrived {
             entry.root_seen = Some(now);
@@ -372,9 +393,14 @@ impl Shard {
             return;
         }
         self.index.count_spans(fragment.spans);
-        if let Some(vote) = at_once.filter(|_| self.deciding) {
+        if begun {
+            self.offer(trace);
+        }
+        if let Some(vote) = at_once
+            && self.may_decide(trace, now)
+        {
             self.decide_because(trace, vote, (now, DecideReason::SpanIngest), now);
-        } else if full && self.deciding {
+        } else if full && self.may_decide(trace, now) {
             self.judge(trace, now);
         } else if begun || root_arrived {
             self.deadlines.push(deadline, trace);
@@ -414,6 +440,7 @@ impl Shard {
             shrink(&mut self.retained);
             self.deadlines.shrink();
         }
+        self.look_for_decisions_to_tell();
         self.make_room();
         self.free_segments(now);
         self.show();
@@ -490,6 +517,30 @@ impl Shard {
         m.decision_memory_bytes
             .inc_by(now.decision_bytes - was.decision_bytes);
         self.shown = now;
+        self.show_handing();
+    }
+
+    /// Puts a dropped trace among those that go when their time is over, which stand in that order.
+    fn retain(&mut self, dropped: Retained) {
+        let is_last = self
+            .retained
+            .back()
+            .is_none_or(|last| last.until <= dropped.until);
+        if is_last {
+            self.retained.push_back(dropped);
+        } else {
+            let at = self
+                .retained
+                .partition_point(|it| it.until <= dropped.until);
+            self.retained.insert(at, dropped);
+        }
+    }
+}
+
+impl Retained {
+    /// Its fragments.
+    fn count(&self) -> u32 {
+        self.fragments.iter().map(|(_, count)| count).sum()
     }
 }
 

@@ -33,10 +33,19 @@ impl Shard {
             }
             return;
         }
+        // They belong elsewhere, or are on their way there.
+        let mut skipped = Vec::new();
         let mut wanted = self.index.undecided().div_ceil(JUDGED_A_ROUND);
         while wanted > 0
             && let Some(trace) = self.deadlines.pop_due(Moment::NEVER)
         {
+            let Some(entry) = self.index.get(trace) else {
+                continue;
+            };
+            if self.decides(trace, entry, now, now).is_err() {
+                skipped.push((self.due(entry).0, trace));
+                continue;
+            }
             let Some(entry) = self.index.get_mut(trace) else {
                 continue;
             };
@@ -45,6 +54,9 @@ impl Shard {
                 self.judge(trace, now);
                 wanted -= 1;
             }
+        }
+        for (at, trace) in skipped {
+            self.deadlines.push(at, trace);
         }
     }
 }

@@ -1,14 +1,34 @@
 //! Taking over what earlier lives left in the log.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::{Retained, Shard, Unwritten, by_segment};
-use crate::log::{PlantedBug, Recovered, StoredFragment};
+use crate::log::{Commit, Moved, PlantedBug, Recovered, StoredFragment};
 use crate::model::{Decision, Extent, FragmentHash, Moment, SegmentId, TraceId, Verdict};
 use crate::trace::{FragmentRef, Stage, TraceEntry};
 
 /// Decisions in one checkpoint record at start: 56 kB each.
 const CHECKPOINT_DECISIONS: usize = 1_000;
+
+/// What is known only while earlier lives are read.
+#[derive(Debug, Default)]
+pub(super) struct Recovering {
+    /// Fragments from other members that no COMMIT has named yet.
+    uncommitted: HashMap<TraceId, Vec<Found>>,
+    /// A part of them is gone to another member: what is left is counted when it is read back.
+    moved: HashSet<TraceId>,
+}
+
+/// A fragment in the log.
+#[derive(Debug, Clone, Copy)]
+struct Found {
+    extent: Extent,
+    hash: FragmentHash,
+    arrival: Moment,
+    spans: u32,
+    span_bytes: u32,
+    has_root: bool,
+}
 
 impl Shard {
     /// One record of an earlier life, in the order it was written. Every fragment counts as live
@@ -23,48 +43,30 @@ impl Shard {
                 spans,
                 span_bytes,
                 has_root,
+                is_received,
             } => {
                 let arrival = if PlantedBug::ArrivalsMoved.is_planted() {
                     arrival + std::time::Duration::from_secs(3)
                 } else {
                     arrival
                 };
-                let decision = self.decisions.get(trace).map(|held| held.decision);
-                let stage = match decision.map(|it| it.verdict) {
-                    Some(Verdict::Keep) => Stage::Kept {
-                        exporting: 0,
-                        queued: false,
-                    },
-                    Some(Verdict::Drop) => {
-                        self.release(&[(extent.segment, 1)]);
-                        return;
-                    }
-                    None => Stage::Undecided,
+                let found = Found {
+                    extent,
+                    hash,
+                    arrival,
+                    spans,
+                    span_bytes,
+                    has_root,
                 };
-                if self.index.get(trace).is_some_and(|held| held.holds(hash)) {
-                    // A batch failed behind its first writes, and the client brought the fragment again.
-                    // Two copies could be exported in two messages.
-                    self.release(&[(extent.segment, 1)]);
-                    return;
-                }
-                let (entry, _) = self.index.begin(trace, arrival, stage, &self.rules);
-                if entry.decision.is_none() {
-                    // At once: before `recovered` the decision may be forgotten for want of room.
-                    entry.decision = decision.map(Box::new);
-                }
-                entry.push(FragmentRef::new(hash, extent));
-                entry.last_seen = entry.last_seen.max(arrival);
-                entry.spans += spans;
-                entry.span_bytes += u64::from(span_bytes);
-                if has_root && entry.root_seen.is_none() {
-                    entry.root_seen = Some(arrival);
-                }
-                let undecided = entry.stage == Stage::Undecided;
-                self.index.count_fragment();
-                if undecided {
-                    self.index.count_spans(spans);
+                if is_received {
+                    let waiting = self.recovering.uncommitted.entry(trace).or_default();
+                    waiting.push(found);
+                } else {
+                    self.recover_fragment(trace, found, false);
                 }
             }
+            Recovered::Commit(commit) => self.recover_commit(&commit),
+            Recovered::Moved(moved) => self.recover_moved(&moved),
             Recovered::Verdict(decision) => self.recover_decision(decision),
             Recovered::Checkpoint(decisions) => {
                 for decision in decisions {
@@ -94,9 +96,101 @@ impl Shard {
         }
     }
 
+    fn recover_fragment(&mut self, trace: TraceId, found: Found, is_committed: bool) {
+        let Found {
+            extent,
+            hash,
+            arrival,
+            spans,
+            span_bytes,
+            has_root,
+        } = found;
+        let decision = self.decisions.get(trace).map(|held| held.decision);
+        let stage = match decision {
+            Some(decision) if decision.verdict == Verdict::Keep => Stage::Kept {
+                exporting: 0,
+                queued: false,
+            },
+            // Whoever handed it over was told that it is held: it may raise the verdict.
+            Some(decision) if is_committed && !decision.is_final() => Stage::Undecided,
+            Some(_) => {
+                self.release(&[(extent.segment, 1)]);
+                return;
+            }
+            None => Stage::Undecided,
+        };
+        if self.index.get(trace).is_some_and(|held| held.holds(hash)) {
+            // A batch failed behind its first writes, and the client brought the fragment again; or
+            // another member handed over what was here. Two copies could be exported in two messages.
+            self.release(&[(extent.segment, 1)]);
+            return;
+        }
+        let (entry, _) = self.index.begin(trace, arrival, stage, &self.rules);
+        if entry.decision.is_none() && stage != Stage::Undecided {
+            // At once: before `recovered` the decision may be forgotten for want of room.
+            entry.decision = decision.map(Box::new);
+        }
+        entry.push(FragmentRef::new(hash, extent));
+        entry.merge_times(arrival, arrival, has_root.then_some(arrival));
+        entry.spans += spans;
+        entry.span_bytes += u64::from(span_bytes);
+        let undecided = entry.stage == Stage::Undecided;
+        if undecided && decision.is_some() {
+            entry.transfer.get_or_insert_default().is_reopening = true;
+        }
+        self.index.count_fragment();
+        if undecided {
+            self.index.count_spans(spans);
+        }
+    }
+
+    /// Of the fragments that wait for it, those that it names are held.
+    fn recover_commit(&mut self, commit: &Commit) {
+        let trace = commit.trace;
+        let named: HashSet<FragmentHash> = commit.fragments.iter().copied().collect();
+        if let Some(waiting) = self.recovering.uncommitted.get_mut(&trace) {
+            let committed = waiting.extract_if(.., |found| named.contains(&found.hash));
+            let committed: Vec<Found> = committed.collect();
+            // The youngest copy stands for an attempt that ended; older ones are let go of as copies.
+            for found in committed {
+                self.recover_fragment(trace, found, true);
+            }
+        }
+        if let Some(entry) = self.index.get_mut(trace) {
+            entry.merge_times(commit.first_seen, commit.last_seen, commit.root_seen);
+        }
+    }
+
+    /// These went to another member.
+    fn recover_moved(&mut self, moved: &Moved) {
+        let trace = moved.trace;
+        let Some(entry) = self.index.get_mut(trace) else {
+            return;
+        };
+        let gone: HashSet<FragmentHash> = moved.fragments.iter().copied().collect();
+        let taken = entry.take(|held| gone.contains(&held.hash()));
+        let is_empty = entry.fragments().is_empty();
+        let is_undecided = entry.stage == Stage::Undecided;
+        self.index.uncount_fragments(taken.len());
+        if is_empty {
+            self.index.remove(trace);
+        } else if is_undecided && !taken.is_empty() {
+            self.recovering.moved.insert(trace);
+        }
+        self.release(&by_segment(&taken));
+    }
+
     fn recover_decision(&mut self, decision: Decision) {
+        let known = self.decisions.get(decision.trace);
+        let is_known = known.is_some_and(|held| held.decision == decision);
         // Which segment records it does not matter: `recovered` writes all of them anew.
         self.remember(decision, SegmentId(0));
+        let entry = self.index.get(decision.trace);
+        let transfer = entry.and_then(|entry| entry.transfer.as_deref());
+        if is_known && transfer.is_some_and(|it| it.is_reopening) {
+            // Carried forward, and not given anew.
+            return;
+        }
         self.apply_recovered(decision);
     }
 
@@ -105,6 +199,7 @@ impl Shard {
             Verdict::Keep => {
                 if let Some(entry) = self.index.decide_keep(decision.trace) {
                     entry.decision = Some(Box::new(decision));
+                    entry.transfer = None;
                 }
             }
             Verdict::Drop => {
@@ -114,6 +209,7 @@ impl Shard {
                         batch: 0,
                         trace: decision.trace,
                         fragments: by_segment(entry.fragments()),
+                        tail: entry.tail(),
                     });
                 }
             }
@@ -122,14 +218,21 @@ impl Shard {
 
     /// All records of earlier lives are in: the fragments whose bytes the policies want to see
     /// again, in the order of their arrival.
-    pub fn unfolded(&self) -> Vec<Extent> {
-        if !self.rules.reads_spans() {
-            return Vec::new();
+    pub fn unfolded(&mut self) -> Vec<Extent> {
+        for trace in &self.recovering.moved {
+            if let Some(entry) = self.index.get_mut(*trace) {
+                let before = std::mem::take(&mut entry.spans);
+                entry.span_bytes = 0;
+                if entry.stage == Stage::Undecided {
+                    self.index.uncount_spans(before);
+                }
+            }
         }
-        let undecided = self
-            .index
-            .traces()
-            .filter(|(_, entry)| entry.stage == Stage::Undecided);
+        let reads_all = self.rules.reads_spans();
+        let undecided = self.index.traces().filter(|(trace, entry)| {
+            let is_read = reads_all || self.recovering.moved.contains(trace);
+            is_read && entry.stage == Stage::Undecided
+        });
         let mut extents: Vec<Extent> = undecided
             .flat_map(|(_, entry)| entry.fragments())
             .map(FragmentRef::extent)
@@ -162,6 +265,15 @@ impl Shard {
 
     /// One of them, read back.
     pub fn fold_again(&mut self, fragment: &StoredFragment) {
+        let is_counted = self.recovering.moved.contains(&fragment.trace);
+        if let Some(entry) = self.index.get_mut(fragment.trace) {
+            if is_counted && entry.stage == Stage::Undecided {
+                entry.spans += fragment.spans;
+                let bytes = fragment.scopes.iter().map(|it| it.spans.len() as u64);
+                entry.span_bytes += bytes.sum::<u64>();
+                self.index.count_spans(fragment.spans);
+            }
+        }
         if let Some(entry) = self.index.get_mut(fragment.trace) {
             self.rules.fold_stored(
                 &mut entry.state,
@@ -184,6 +296,11 @@ impl Shard {
         self.retained
             .make_contiguous()
             .sort_by_key(|dropped| dropped.until);
+        let Recovering { uncommitted, .. } = std::mem::take(&mut self.recovering);
+        for found in uncommitted.into_values().flatten() {
+            self.release(&[(found.extent.segment, 1)]);
+        }
+        self.recover_raised(now);
         let decisions: Vec<Decision> = self.decisions.all().copied().collect();
         let mut place = 0;
         for some in decisions.chunks(CHECKPOINT_DECISIONS) {
@@ -202,6 +319,7 @@ impl Shard {
         let mut kept: Vec<(Moment, TraceId)> = Vec::new();
         for (trace, entry) in self.index.traces() {
             match &entry.decision {
+                None if entry.transfer.is_some() => {}
                 None => undecided.push((self.due(entry).0, trace)),
                 // Also of a late span, whose verdict lies before it in the log.
                 Some(decision) => kept.push((decision.decided_at, trace)),
@@ -234,6 +352,40 @@ impl Shard {
         }
         for dropped in &mut self.retained {
             dropped.until = dropped.until.min(now + self.config.drop_retain);
+        }
+    }
+
+    /// DROPs that rose to KEEP, or may: their traces are read again.
+    fn recover_raised(&mut self, now: Moment) {
+        let risen: Vec<(Decision, Moment)> = self
+            .retained
+            .iter()
+            .filter_map(|dropped| {
+                let known = self.decisions.get(dropped.trace)?.decision;
+                let dropped_at = dropped.until.before(self.config.drop_retain);
+                (known.verdict == Verdict::Keep).then_some((known, dropped_at))
+            })
+            .collect();
+        for (keep, dropped_at) in risen {
+            self.resurrect(keep, dropped_at);
+        }
+        let reopened: Vec<TraceId> = self
+            .index
+            .traces()
+            .filter(|(_, entry)| entry.transfer.as_ref().is_some_and(|it| it.is_reopening))
+            .map(|(trace, _)| trace)
+            .collect();
+        for trace in reopened {
+            if let Some(entry) = self.index.get_mut(trace) {
+                entry.transfer = None;
+            }
+            match self.decisions.get(trace).map(|held| held.decision) {
+                Some(known) if known.decided_at + self.config.drop_retain > now => {
+                    self.reopen(trace);
+                }
+                Some(known) => self.apply_recovered(known),
+                None => {}
+            }
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The shard against a simulated disk, with time in our hands.
 
+mod handoff;
 mod judge;
 mod log;
 mod model;

@@ -8,12 +8,12 @@ const START: u64 = 1_800_000_000_000_000_000;
 /// Below every threshold that these tests have; `trace` has 2.7 % of the range itself.
 const HIGH: &str = "ot=rv:f0000000000000";
 
-fn file(text: &str) -> Arc<Rules> {
+pub(super) fn file(text: &str) -> Arc<Rules> {
     Arc::new(parse(text).expect("a policy file").rules)
 }
 
 /// One span of a trace, `seconds` after it began, in a request of its own.
-fn span(n: u64, id: u64, seconds: u64, edit: impl FnOnce(&mut Span)) -> Incoming {
+pub(super) fn span(n: u64, id: u64, seconds: u64, edit: impl FnOnce(&mut Span)) -> Incoming {
     let mut span = Span {
         trace_id: trace(n).as_bytes().to_vec(),
         span_id: (id + 1).to_be_bytes().to_vec(),
@@ -51,7 +51,7 @@ fn span(n: u64, id: u64, seconds: u64, edit: impl FnOnce(&mut Span)) -> Incoming
     .unwrap()
 }
 
-fn failed(span: &mut Span) {
+pub(super) fn failed(span: &mut Span) {
     span.status = Some(Status {
         code: 2,
         ..Status::default()
