@@ -17,6 +17,10 @@ pub(crate) struct Books {
     /// By span: when its client first heard OK.
     acknowledged: BTreeMap<usize, Millis>,
     first_sent: BTreeMap<usize, Millis>,
+    /// By trace: when the first of its spans was acknowledged.
+    first_heard: BTreeMap<usize, Millis>,
+    /// How much later than their deadlines traces were decided, first verdicts only.
+    late: Vec<Millis>,
     /// By span: how often the backend got it.
     delivered: BTreeMap<usize, u32>,
     /// By trace.
@@ -25,8 +29,15 @@ pub(crate) struct Books {
     exported_under: BTreeMap<usize, BTreeSet<VerdictId>>,
     /// What a worker that looks says now, to see what it takes back.
     held: BTreeMap<(usize, usize), Decision>,
+    /// Acknowledged, and maybe gone with the only disk that had them.
+    lost_with_disk: BTreeSet<usize>,
     pub(crate) violations: Vec<String>,
+    /// How often each branch of the protocol was taken, for whoever wonders what was tested.
+    pub(crate) sometimes: BTreeMap<&'static str, u64>,
 }
+
+/// A trace that moves to a worker that comes is judged so much later at most, if nothing goes wrong.
+const LATE_MOST: Millis = 8_000;
 
 /// One verdict as it was first seen.
 #[derive(Debug, Clone, Copy)]
@@ -47,6 +58,8 @@ pub(crate) struct Account {
     /// Dropped although an error was acknowledged before.
     pub(crate) wrong: Vec<usize>,
     pub(crate) judged_twice: u64,
+    /// By how much verdicts came after the deadlines.
+    pub(crate) late: Vec<Millis>,
 }
 
 impl Books {
@@ -57,6 +70,10 @@ impl Books {
         }
     }
 
+    pub(crate) fn note(&mut self, branch: &'static str) {
+        *self.sometimes.entry(branch).or_default() += 1;
+    }
+
     pub(crate) fn sent(&mut self, plan: &Plan, spans: &[usize], now: Millis) {
         for span in spans {
             let trace = plan.spans[*span].trace;
@@ -64,8 +81,10 @@ impl Books {
         }
     }
 
-    pub(crate) fn acknowledged(&mut self, spans: &[usize], now: Millis) {
+    pub(crate) fn acknowledged(&mut self, plan: &Plan, spans: &[usize], now: Millis) {
         for span in spans {
+            let trace = plan.spans[*span].trace;
+            self.first_heard.entry(trace).or_insert(now);
             self.acknowledged.entry(*span).or_insert(now);
         }
     }
@@ -92,9 +111,18 @@ impl Books {
         if given.contains_key(&decision.id) {
             return;
         }
+        let is_first = given.is_empty();
         let verdict = decision.verdict;
         given.insert(decision.id, Given { verdict, at });
         let wait = plan.decision_wait.as_millis() as Millis;
+        if is_first && let Some(heard) = self.first_heard.get(&trace) {
+            let late = at.saturating_sub(heard + wait);
+            self.late.push(late);
+            if plan.is_punctual() && late > LATE_MOST {
+                let what = format!("trace {trace} was decided {late} ms after its deadline");
+                self.violation(what);
+            }
+        }
         let sent = self.first_sent.get(&trace).copied();
         let slack = 2 * plan.clocks_off_most + 2;
         if sent.is_none_or(|sent| at + slack < sent + wait) {
@@ -104,6 +132,13 @@ impl Books {
             );
             self.violation(what);
         }
+    }
+
+    /// A disk is gone with all that was on it and nowhere else: nobody promised more.
+    pub(crate) fn disk_lost(&mut self) {
+        let acknowledged = self.acknowledged.keys();
+        let gone = acknowledged.filter(|span| !self.delivered.contains_key(span));
+        self.lost_with_disk.extend(gone);
     }
 
     /// A worker lost what it knew.
@@ -131,12 +166,13 @@ impl Books {
         let mut account = Account {
             acknowledged: self.acknowledged.len() as u64,
             delivered: self.delivered.len() as u64,
+            late: std::mem::take(&mut self.late),
             doubled: self.delivered.values().filter(|times| **times > 1).count() as u64,
             ..Account::default()
         };
         let mut missing: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for span in self.acknowledged.keys() {
-            if !self.delivered.contains_key(span) {
+            if !self.delivered.contains_key(span) && !self.lost_with_disk.contains(span) {
                 missing
                     .entry(plan.spans[*span].trace)
                     .or_default()
@@ -155,7 +191,13 @@ impl Books {
                         format!("spans {spans:?} of trace {trace} were acknowledged and are gone");
                     self.violation(what);
                 }
-                Some(_) if self.is_exported(trace) => account.split.push(trace),
+                Some(_) if self.is_exported(trace) => {
+                    if !plan.may_split() {
+                        let story = self.story(plan, trace);
+                        self.violation(format!("split: {story}"));
+                    }
+                    account.split.push(trace);
+                }
                 Some(_) => {}
             }
         }
@@ -172,10 +214,19 @@ impl Books {
             }
             let is_heard = |(span, heard): (&usize, &Millis)| {
                 let plan = &plan.spans[*span];
-                plan.trace == *trace && plan.is_error && heard + HEARD_BEFORE <= last
+                plan.trace == *trace
+                    && plan.is_error
+                    && heard + HEARD_BEFORE <= last
+                    && !self.lost_with_disk.contains(span)
             };
             if self.acknowledged.iter().any(is_heard) {
                 account.wrong.push(*trace);
+            }
+        }
+        if !plan.may_split() {
+            for trace in account.wrong.clone() {
+                let story = self.story(plan, trace);
+                self.violation(format!("dropped with an error: {story}"));
             }
         }
         account

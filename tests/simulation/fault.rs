@@ -14,6 +14,8 @@ pub(crate) enum Fault {
         down: Millis,
         is_replaced: bool,
     },
+    /// The process and its disk are gone; another one with an empty disk takes its name.
+    LoseDisk { worker: usize, down: Millis },
     /// SIGTERM, and a new process after `down`.
     Restart {
         worker: usize,
@@ -79,8 +81,10 @@ pub(crate) enum Scenario {
 impl Fault {
     pub(crate) fn lasts(&self) -> Millis {
         match self {
-            Self::Kill { down, .. } | Self::Restart { down, .. } => *down,
-            Self::KillRouter { down, .. } => *down,
+            Self::Kill { down, .. }
+            | Self::Restart { down, .. }
+            | Self::LoseDisk { down, .. }
+            | Self::KillRouter { down, .. } => *down,
             Self::Add { .. } | Self::Remove { .. } => 0,
             Self::Stall { lasts, .. }
             | Self::Cut { lasts, .. }
@@ -285,7 +289,7 @@ fn stall(random: &mut SmallRng, workers: usize, active: Millis, faults: &mut Fau
 /// What may come along with everything.
 fn other(random: &mut SmallRng, workers: usize, active: Millis, faults: &mut Faults) {
     let at = random.random_range(5_000..active);
-    match random.random_range(0..6) {
+    match random.random_range(0..8) {
         0 => {
             let lasts = random.random_range(1_000..40_000);
             faults.push((at, Fault::BackendDown { lasts }));
@@ -296,6 +300,11 @@ fn other(random: &mut SmallRng, workers: usize, active: Millis, faults: &mut Fau
             faults.push((at, Fault::DiskFails { worker, lasts }));
         }
         2 => {
+            let worker = random.random_range(0..workers);
+            let down = random.random_range(1_000..20_000);
+            faults.push((at, Fault::LoseDisk { worker, down }));
+        }
+        3 => {
             let down = random.random_range(100..5_000);
             faults.push((at, Fault::KillRouter { router: 0, down }));
         }

@@ -19,6 +19,7 @@ mod counters;
 mod dns;
 mod fault;
 mod network;
+mod peering;
 mod plan;
 mod pods;
 mod world;
@@ -45,6 +46,8 @@ struct Tally {
     doubled: u64,
     gave_up: u64,
     by_scenario: BTreeMap<Scenario, Row>,
+    /// How often rosters noted what.
+    sometimes: BTreeMap<&'static str, u64>,
     /// What the product counted.
     counters: Counters,
     violations: Vec<String>,
@@ -57,6 +60,7 @@ struct Row {
     split: u64,
     wrong: u64,
     judged_twice: u64,
+    late: Vec<u64>,
 }
 
 impl Tally {
@@ -79,6 +83,10 @@ impl Tally {
         row.split += account.split.len() as u64;
         row.wrong += account.wrong.len() as u64;
         row.judged_twice += account.judged_twice;
+        row.late.extend(&account.late);
+        for (branch, times) in outcome.books.sometimes {
+            *self.sometimes.entry(branch).or_default() += times;
+        }
         for what in outcome.books.violations {
             self.violations.push(format!(
                 "seed {seed} ({:?}): {what}\n    TAILRING_SIMULATION_SEEDS={seed} cargo test \
@@ -105,11 +113,15 @@ impl Tally {
             held.split += row.split;
             held.wrong += row.wrong;
             held.judged_twice += row.judged_twice;
+            held.late.extend(row.late);
+        }
+        for (branch, times) in other.sometimes {
+            *self.sometimes.entry(branch).or_default() += times;
         }
         self.violations.extend(other.violations);
     }
 
-    fn tell(&self, seeds: &RangeInclusive<u64>, seconds: f64) {
+    fn tell(&mut self, seeds: &RangeInclusive<u64>, seconds: f64) {
         eprintln!(
             "seeds {}-{}: {} violations in {seconds:.1} s\n\
              {:.1} faults, {} events and {} simulated seconds a seed\n\
@@ -125,16 +137,27 @@ impl Tally {
             self.doubled,
             self.gave_up,
         );
-        for (scenario, row) in &self.by_scenario {
+        for (scenario, row) in &mut self.by_scenario {
+            row.late.sort_unstable();
+            let late = |share: f64| {
+                let place = row.late.len().saturating_sub(1) as f64 * share;
+                row.late.get(place as usize).copied().unwrap_or(0) as f64 / 1e3
+            };
             eprintln!(
-                "{:<14} {:>5} seeds {:>7} traces: {} split, {} wrongly dropped, {} judged twice",
+                "{:<14} {:>5} seeds {:>7} traces: {} split, {} wrongly dropped, {} judged twice; \
+                 late by {:.1} s at p50, {:.1} at p99",
                 format!("{scenario:?}"),
                 row.seeds,
                 row.traces,
                 row.split,
                 row.wrong,
-                row.judged_twice
+                row.judged_twice,
+                late(0.5),
+                late(0.99),
             );
+        }
+        for (branch, times) in &self.sometimes {
+            eprintln!("{times:>9} {branch}");
         }
         for (name, value) in self.counters.all() {
             eprintln!("{value:>9} {name}");
@@ -177,7 +200,7 @@ fn run_all(seeds: RangeInclusive<u64>) -> Tally {
             });
         }
     });
-    let total = total.into_inner().expect("no thread panicked");
+    let mut total = total.into_inner().expect("no thread panicked");
     total.tell(&seeds, began.elapsed().as_secs_f64());
     total
 }

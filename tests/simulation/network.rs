@@ -16,12 +16,14 @@ use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
+use tailring::cluster::roster::SyncWith;
 use tailring::net::client::{
     AddressError, Channel, ClientConfig, Dial, ExportError, ExportResponse,
 };
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
+use crate::peering::{Asked, PeerCall, PeerReply};
 use crate::plan::{Millis, Weather};
 
 /// A machine on the network; processes that replace each other at one place share it.
@@ -36,7 +38,21 @@ pub(crate) enum Host {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Life(pub(crate) u64);
 
-pub(crate) type Answer = Result<ExportResponse, ExportError>;
+pub(crate) type Answer = Result<Reply, ExportError>;
+
+/// What came back.
+#[derive(Debug, Clone)]
+pub(crate) enum Reply {
+    Otlp(ExportResponse),
+    Peer(PeerReply),
+}
+
+/// What a message says.
+#[derive(Debug, Clone)]
+pub(crate) enum Body {
+    Otlp { message: Bytes, metadata: HeaderMap },
+    Peer(PeerCall),
+}
 
 /// A message on its way.
 #[derive(Debug, Clone)]
@@ -44,8 +60,7 @@ pub(crate) struct Parcel {
     pub(crate) call: u64,
     pub(crate) from: Host,
     pub(crate) to: SocketAddr,
-    pub(crate) message: Bytes,
-    pub(crate) metadata: HeaderMap,
+    pub(crate) body: Body,
 }
 
 /// Something that happens.
@@ -84,6 +99,19 @@ pub(crate) enum Event {
     },
     Resolve {
         life: Life,
+    },
+    /// A process looks at its clock.
+    Tick {
+        life: Life,
+    },
+    /// A worker that was asked to stop looks whether it can.
+    Leave {
+        life: Life,
+        give_up_at: Millis,
+    },
+    SyncAgain {
+        life: Life,
+        sync: SyncWith,
     },
     /// The thread of the limits goes round.
     Limit {
@@ -145,11 +173,25 @@ pub(crate) enum Caller {
     Client {
         request: usize,
     },
+    /// The peering of a process, which takes its answer as an event.
+    Peering {
+        life: Life,
+        what: Asked,
+    },
     Task {
         life: Life,
         channel: u64,
         reply: oneshot::Sender<Answer>,
     },
+}
+
+impl Caller {
+    fn life(&self) -> Option<Life> {
+        match self {
+            Self::Client { .. } => None,
+            Self::Task { life, .. } | Self::Peering { life, .. } => Some(*life),
+        }
+    }
 }
 
 impl Network {
@@ -241,7 +283,7 @@ impl Network {
             if it.server.is_some_and(|(_, server)| server == life) {
                 broken.push((*call, it.from, it.server));
             }
-            !matches!(&it.caller, Caller::Task { life: caller, .. } if *caller == life)
+            it.caller.life() != Some(life)
         });
         for (call, from, server) in broken {
             let host = server.map_or(from, |(host, _)| host);
@@ -279,10 +321,8 @@ impl Network {
         from: Host,
         to: SocketAddr,
         caller: Caller,
-        message: Bytes,
-        metadata: HeaderMap,
+        body: Body,
         timeout: Duration,
-        to_host: Option<Host>,
     ) -> u64 {
         let now = self.now();
         let mut guard = self.state();
@@ -291,7 +331,9 @@ impl Network {
         state.called += 1;
         // A process that does nothing sends nothing.
         let leaves = match &caller {
-            Caller::Task { life, .. } => state.alive.get(life).copied().unwrap_or(now).max(now),
+            Caller::Task { life, .. } | Caller::Peering { life, .. } => {
+                state.alive.get(life).copied().unwrap_or(now).max(now)
+            }
             Caller::Client { .. } => now,
         };
         let server = None;
@@ -307,10 +349,9 @@ impl Network {
             call,
             from,
             to,
-            message,
-            metadata,
+            body,
         };
-        let way = to_host.map_or(Some(1), |to| state.way(from, to));
+        let way = host_of(to).map_or(Some(1), |to| state.way(from, to));
         if let Some(delay) = way {
             if state.random.random_range(0..1000) < state.weather.doubled {
                 let again = leaves + delay + state.random.random_range(1..3_000);
@@ -480,7 +521,12 @@ impl Dial for Line {
 
 #[async_trait]
 impl Channel for Wire {
-    async fn export(&self, pieces: Vec<Bytes>, metadata: &HeaderMap, timeout: Duration) -> Answer {
+    async fn export(
+        &self,
+        pieces: Vec<Bytes>,
+        metadata: &HeaderMap,
+        timeout: Duration,
+    ) -> Result<ExportResponse, ExportError> {
         let Line {
             network,
             host,
@@ -502,21 +548,18 @@ impl Channel for Wire {
         // As the client of gRPC does.
         let value = format!("{}m", timeout.as_millis().min(99_999_999));
         metadata.insert("grpc-timeout", value.parse().expect("digits"));
-        let call = network.call(
-            *host,
-            to,
-            caller,
-            message.freeze(),
-            metadata,
-            timeout,
-            host_of(to),
-        );
+        let message = message.freeze();
+        let body = Body::Otlp { message, metadata };
+        let call = network.call(*host, to, caller, body, timeout);
         let _waiting = Waiting {
             network: network.clone(),
             call,
         };
         let gone = || Err(ExportError::Unreachable("the caller has ended".into()));
-        answer.await.unwrap_or_else(|_| gone())
+        match answer.await.unwrap_or_else(|_| gone())? {
+            Reply::Otlp(response) => Ok(response),
+            Reply::Peer(_) => Err(ExportError::Unreachable("nonsense".into())),
+        }
     }
 
     fn redirect(&self, address: SocketAddr) -> Result<(), AddressError> {

@@ -187,6 +187,21 @@ impl Plan {
     }
 }
 
+impl Plan {
+    /// Verdicts come in time: nobody is away, and no limit makes anybody wait.
+    pub(crate) fn is_punctual(&self) -> bool {
+        let is_calm = matches!(self.scenario, Scenario::Quiet | Scenario::Out);
+        is_calm && self.policies == Policies::Errors && self.weather.lost == 0
+    }
+
+    /// The windows that no protocol without consensus closes: members that could not talk for longer than evidence is
+    /// kept, and verdicts that more evidence may turn either way.
+    pub(crate) fn may_split(&self) -> bool {
+        let is_cut_off = matches!(self.scenario, Scenario::LongPartition | Scenario::Storm);
+        is_cut_off || self.policies == Policies::Mixed
+    }
+}
+
 /// Traces of 2 to 7 spans over two thirds of the wait, one span of seven late by more than the wait; each
 /// client sends what it has every few seconds.
 fn traffic(

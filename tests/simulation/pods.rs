@@ -4,22 +4,25 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::Duration;
 
-use tailring::cluster::{View, ViewHandle};
+use tailring::cluster::roster::Roster;
+use tailring::cluster::{Followed, View, ViewHandle};
 use tailring::log::SimulatedDisk;
-use tailring::model::{Decision, Member, Moment};
+use tailring::model::{Decision, Fingerprint, Incarnation, Member, Moment, StoreId};
 use tailring::ring::{Seed, Table};
 use tailring::router::Router;
 use tailring::worker::shard::ExportWork;
-use tailring::worker::{SimulatedDoor, SimulatedWorker};
+use tailring::worker::{SimulatedDoor, SimulatedHandoff, SimulatedReceipt, SimulatedWorker};
 use tokio::task::AbortHandle;
 
-use crate::dns::{Records, Service};
+use crate::dns::Service;
 use crate::network::{Host, Life, address_of};
 use crate::plan::Millis;
 
-/// A name leaves a view after so long without it.
-const LEAVE_AFTER: Millis = 60_000;
+pub(crate) const PEER_PORT: u16 = 4319;
+/// A name that only vanished from DNS leaves a router's view after so long.
+pub(crate) const LEAVE_AFTER: Duration = Duration::from_secs(60);
 
 /// A worker's place: its name, its disk, and the process that is there now.
 pub(crate) struct WorkerPod {
@@ -29,9 +32,12 @@ pub(crate) struct WorkerPod {
     pub(crate) pod: u8,
     pub(crate) disk: SimulatedDisk,
     pub(crate) dns: Service,
-    pub(crate) lives: u64,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) store: StoreId,
     /// Not to be started again.
     pub(crate) is_removed: bool,
+    /// Of a worker that leaves: how long until it comes back, and whether as another pod.
+    pub(crate) comes_back: Option<(Millis, bool)>,
     pub(crate) process: Option<WorkerProcess>,
 }
 
@@ -40,12 +46,20 @@ pub(crate) struct WorkerProcess {
     pub(crate) address: SocketAddr,
     pub(crate) worker: SimulatedWorker<SimulatedDisk>,
     pub(crate) door: SimulatedDoor,
-    pub(crate) belief: Belief,
+    pub(crate) roster: Roster,
+    pub(crate) view: ViewHandle,
+    /// The ring by which limits were last divided.
+    pub(crate) divided_by: Option<Fingerprint>,
     pub(crate) clock: Clock,
     pub(crate) shards: Vec<ShardState>,
     /// Requests under way.
     pub(crate) handlers: Vec<(u64, AbortHandle)>,
     pub(crate) exports: BTreeMap<u64, Export>,
+    /// Work on its way to other members.
+    pub(crate) handoffs: BTreeMap<u64, SimulatedHandoff>,
+    /// What other members handed over, with the calls that wait for it to be written.
+    pub(crate) receipts: Vec<(u64, SimulatedReceipt)>,
+    pub(crate) last_request: Millis,
     pub(crate) is_stopping: bool,
 }
 
@@ -76,7 +90,8 @@ pub(crate) struct RouterProcess {
     pub(crate) life: Life,
     pub(crate) address: SocketAddr,
     pub(crate) router: Arc<Router>,
-    pub(crate) belief: Belief,
+    pub(crate) followed: Followed,
+    pub(crate) view: ViewHandle,
     pub(crate) handlers: Vec<(u64, AbortHandle)>,
 }
 
@@ -99,7 +114,7 @@ impl Clock {
     }
 
     pub(crate) fn at(&self, now: Millis) -> Moment {
-        self.began + std::time::Duration::from_millis(now)
+        self.began + Duration::from_millis(now)
     }
 
     /// When it was for the world.
@@ -108,48 +123,8 @@ impl Clock {
     }
 }
 
-/// What a process believes of who is there.
-pub(crate) struct Belief {
-    known: BTreeMap<Member, (SocketAddr, Option<Millis>)>,
-    pub(crate) view: ViewHandle,
-}
-
-impl Belief {
-    pub(crate) fn new() -> Self {
-        Self {
-            known: BTreeMap::new(),
-            view: ViewHandle::fixed(view(BTreeMap::new())),
-        }
-    }
-
-    /// Names join at once and leave slowly.
-    pub(crate) fn hear(&mut self, records: &Records, now: Millis) {
-        let before = self.addresses();
-        for (member, address) in records {
-            self.known.insert(member.clone(), (*address, None));
-        }
-        self.known.retain(|member, (_, absent_since)| {
-            if records.contains_key(member) {
-                return true;
-            }
-            now - *absent_since.get_or_insert(now) < LEAVE_AFTER
-        });
-        let after = self.addresses();
-        if before != after {
-            self.view.publish(view(after));
-        }
-    }
-
-    fn addresses(&self) -> BTreeMap<Member, SocketAddr> {
-        let known = self.known.iter();
-        known
-            .map(|(member, (address, _))| (member.clone(), *address))
-            .collect()
-    }
-}
-
 /// Placing names takes milliseconds, and all runs have the same names.
-fn view(addresses: BTreeMap<Member, SocketAddr>) -> View {
+fn view_of(addresses: BTreeMap<Member, SocketAddr>) -> View {
     static TABLES: LazyLock<Mutex<BTreeMap<BTreeSet<Member>, Table>>> =
         LazyLock::new(Mutex::default);
     let names: BTreeSet<Member> = addresses.keys().cloned().collect();
@@ -163,8 +138,26 @@ fn view(addresses: BTreeMap<Member, SocketAddr>) -> View {
     View { addresses, table }
 }
 
+/// A view of nobody.
+pub(crate) fn nobody() -> ViewHandle {
+    ViewHandle::fixed(view_of(BTreeMap::new()))
+}
+
+/// As the publisher of a process does.
+pub(crate) fn publish(view: &ViewHandle, addresses: &BTreeMap<Member, SocketAddr>) {
+    if view.load().addresses != *addresses {
+        view.publish(view_of(addresses.clone()));
+    }
+}
+
+impl WorkerProcess {
+    pub(crate) fn peer_address(&self) -> SocketAddr {
+        SocketAddr::new(self.address.ip(), PEER_PORT)
+    }
+}
+
 impl WorkerPod {
-    pub(crate) fn new(number: usize, disk: SimulatedDisk, dns: Service) -> Self {
+    pub(crate) fn new(number: usize, disk: SimulatedDisk, store: StoreId, dns: Service) -> Self {
         let name = format!("worker-{number}.workers");
         Self {
             name: Member::parse(&name).expect("a legal name"),
@@ -172,8 +165,10 @@ impl WorkerPod {
             pod: 1,
             disk,
             dns,
-            lives: 0,
+            incarnation: Incarnation(0),
+            store,
             is_removed: false,
+            comes_back: None,
             process: None,
         }
     }

@@ -3,17 +3,22 @@
 
 mod clients;
 mod faults;
+mod handoffs;
+mod peers;
 mod workers;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::HeaderMap;
 use prometheus_client::registry::Registry;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
+use tailring::cluster::Followed;
 use tailring::log::SimulatedDisk;
-use tailring::model::TraceId;
+use tailring::model::{StoreId, TraceId};
 use tailring::net::admission::Budget;
 use tailring::net::client::{ExportError, ExportResponse};
 use tailring::net::metadata::RequestMetadata;
@@ -26,9 +31,9 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use crate::books::{Account, Books};
 use crate::counters::Counters;
 use crate::dns::{Service, Zone};
-use crate::network::{Answer, Event, Host, Life, Line, Network, Parcel};
+use crate::network::{Answer, Body, Event, Host, Life, Line, Network, Parcel, Reply};
 use crate::plan::{Millis, Plan};
-use crate::pods::{Belief, RouterPod, RouterProcess, WorkerPod};
+use crate::pods::{LEAVE_AFTER, RouterPod, RouterProcess, WorkerPod, nobody};
 
 /// What all runs of a thread share: dear to make, and nothing in it decides anything.
 pub(crate) struct Stage {
@@ -57,10 +62,11 @@ pub(crate) struct World<'a> {
     workers: Vec<WorkerPod>,
     routers: Vec<RouterPod>,
     /// Who is behind an address.
-    listeners: BTreeMap<SocketAddr, (Host, Life)>,
+    listeners: BTreeMap<IpAddr, (Host, Life)>,
     by_trace: BTreeMap<TraceId, usize>,
     lives: u64,
     exports: u64,
+    handoffs: u64,
     attempts: Vec<Attempts>,
     books: Books,
     gave_up: u64,
@@ -115,7 +121,8 @@ impl<'a> World<'a> {
         let workers = (0..plan.workers)
             .map(|number| {
                 let disk = SimulatedDisk::new(random.random());
-                WorkerPod::new(number, disk, service(random))
+                let store = StoreId(random.random());
+                WorkerPod::new(number, disk, store, service(random))
             })
             .collect();
         let routers = (0..plan.routers).map(|number| RouterPod {
@@ -137,6 +144,7 @@ impl<'a> World<'a> {
             by_trace: plan.traces.iter().copied().zip(0..).collect(),
             lives: 0,
             exports: 0,
+            handoffs: 0,
             attempts: vec![Attempts::default(); plan.requests.len()],
             books: Books::default(),
             gave_up: 0,
@@ -226,7 +234,14 @@ impl<'a> World<'a> {
             Event::Deliver { life, export } => self.deliver(life, export),
             Event::Delivered { life, export } => self.exported(life, export),
             Event::Resolve { life } => self.resolve(life),
+            Event::Tick { life } => self.tick(life),
             Event::Limit { life } => self.limit(life),
+            Event::Leave { life, give_up_at } => self.look_to_leave(life, give_up_at),
+            Event::SyncAgain { life, sync } => {
+                if let Some(number) = self.worker_of(life) {
+                    self.ask_for_sync(number, sync, false);
+                }
+            }
             Event::Send { request } => self.send(request),
             Event::Fault(number) => self.fault(number),
             Event::Healed(number) => self.healed(number),
@@ -253,7 +268,7 @@ impl<'a> World<'a> {
         }
         let life = self.new_life();
         let pod = &mut self.routers[number];
-        let belief = Belief::new();
+        let view = nobody();
         let address = pod.address();
         pod.process = Some(RouterProcess {
             life,
@@ -261,21 +276,23 @@ impl<'a> World<'a> {
             router: Router::over(
                 std::sync::Arc::new(Line::new(&self.network, pod.host, life)),
                 RouterConfig::default(),
-                belief.view.clone(),
+                view.clone(),
                 self.stage.router_metrics.clone(),
             ),
-            belief,
+            followed: Followed::new(LEAVE_AFTER),
+            view,
             handlers: Vec::new(),
         });
-        self.listeners.insert(address, (pod.host, life));
+        self.listeners.insert(address.ip(), (pod.host, life));
         self.network.push(1, Event::Resolve { life });
+        self.network.push(100, Event::Tick { life });
     }
 
     fn end_router(&mut self, number: usize) {
         let Some(process) = self.routers[number].process.take() else {
             return;
         };
-        self.listeners.remove(&process.address);
+        self.listeners.remove(&process.address.ip());
         self.network.end_life(process.life);
         for (_, handler) in process.handlers {
             handler.abort();
@@ -293,7 +310,7 @@ impl<'a> World<'a> {
     }
 
     fn arrive(&mut self, parcel: Parcel) {
-        let Some((host, life)) = self.listeners.get(&parcel.to).copied() else {
+        let Some((host, life)) = self.listeners.get(&parcel.to.ip()).copied() else {
             // A machine that is there says so; of one that is gone nobody hears anything.
             if self.random.random() {
                 let answer = Err(ExportError::Unreachable("connection refused".into()));
@@ -310,22 +327,38 @@ impl<'a> World<'a> {
             None => return,
         }
         self.network.taken(parcel.call, host, life);
-        let permit = Budget::new(u64::MAX).try_take(parcel.message.len() as u64);
+        match (parcel.body.clone(), host) {
+            (Body::Otlp { message, metadata }, _) => {
+                self.otlp_arrives(parcel.call, host, message, &metadata);
+            }
+            (Body::Peer(call), Host::Worker(number)) => self.peer_calls(number, &parcel, call),
+            // Nobody listens there.
+            (Body::Peer(_), _) => {
+                let answer = Err(ExportError::Unreachable("connection refused".into()));
+                self.network.answer(parcel.call, host, answer);
+            }
+        }
+    }
+
+    fn otlp_arrives(&mut self, call: u64, host: Host, message: Bytes, metadata: &HeaderMap) {
+        let permit = Budget::new(u64::MAX).try_take(message.len() as u64);
         let permit = permit.expect("there is no bound");
-        let metadata = match RequestMetadata::read_from(&parcel.metadata) {
+        let metadata = match RequestMetadata::read_from(metadata) {
             Ok(metadata) => metadata,
             Err(error) => return self.books.violation(error),
         };
         let request = IngestRequest {
-            message: parcel.message,
+            message,
             permit,
             metadata,
         };
-        let (network, call) = (self.network.clone(), parcel.call);
+        let network = self.network.clone();
         match host {
             Host::Worker(number) => {
+                let now = self.now();
                 if let Some(process) = &mut self.workers[number].process {
-                    let (door, view) = (process.door.clone(), process.belief.view.clone());
+                    process.last_request = now;
+                    let (door, view) = (process.door.clone(), process.view.clone());
                     let task = tokio::spawn(async move {
                         let result = door.take_in(request).await;
                         let view = view.load().fingerprint();
@@ -367,38 +400,33 @@ impl<'a> World<'a> {
 
     fn resolve(&mut self, life: Life) {
         let now = self.now();
-        let (worker, router) = (self.worker_of(life), self.router_of(life));
-        let (service, belief) = if let Some(number) = worker {
-            let pod = &mut self.workers[number];
-            (pod.dns, pod.process.as_mut().map(|it| &mut it.belief))
-        } else if let Some(number) = router {
-            let pod = &mut self.routers[number];
-            (pod.dns, pod.process.as_mut().map(|it| &mut it.belief))
-        } else {
-            return;
+        let service = match (self.worker_of(life), self.router_of(life)) {
+            (Some(number), _) => self.workers[number].dns,
+            (_, Some(number)) => self.routers[number].dns,
+            (None, None) => return,
         };
         let stalled = self.network.stalled_until(life).unwrap_or(0);
         if stalled <= now
-            && let Some(belief) = belief
             && let Some(records) = self.zone.ask(&service, now)
         {
-            belief.hear(&records, now);
-        }
-        if let Some(number) = worker {
-            self.join(number);
+            self.listed(life, &records);
         }
         self.network.push(POLL_DNS, Event::Resolve { life });
+    }
+
+    fn draw(&mut self, below: usize) -> usize {
+        self.random.random_range(0..below)
     }
 }
 
 /// As a server of gRPC writes it, and a client of gRPC reads it.
 fn answer_of(result: Result<Accepted, Refusal>, view: tailring::model::Fingerprint) -> Answer {
     match result {
-        Ok(accepted) => Ok(ExportResponse {
+        Ok(accepted) => Ok(Reply::Otlp(ExportResponse {
             rejected_spans: accepted.rejected_spans,
             message: accepted.message,
             view: Some(view),
-        }),
+        })),
         Err(refusal) => Err(ExportError::Refused {
             code: code_name(refusal.reason.grpc_code()).into(),
             message: format!("{}: {}", refusal.reason.label(), refusal.detail),
@@ -423,25 +451,28 @@ impl Event {
     fn is_routine(&self) -> bool {
         matches!(
             self,
-            Self::Turn { .. } | Self::Write { .. } | Self::Limit { .. } | Self::Resolve { .. }
+            Self::Turn { .. }
+                | Self::Write { .. }
+                | Self::Tick { .. }
+                | Self::Limit { .. }
+                | Self::Resolve { .. }
         )
     }
 
     /// In words, without what differs between equal runs.
     fn told(&self) -> String {
         match self {
-            Self::Arrive(parcel) => format!(
-                "call {} from {:?} arrives at {}: {} bytes {:?}",
-                parcel.call,
-                parcel.from,
-                parcel.to,
-                parcel.message.len(),
-                RequestMetadata::read_from(&parcel.metadata).map(|it| (
-                    it.to,
-                    it.hop,
-                    it.surrogate_for
-                )),
-            ),
+            Self::Arrive(Parcel {
+                call,
+                from,
+                to,
+                body: Body::Otlp { message, metadata },
+            }) => {
+                let metadata = RequestMetadata::read_from(metadata);
+                let metadata = metadata.map(|it| (it.to, it.hop, it.surrogate_for));
+                let bytes = message.len();
+                format!("call {call} from {from:?} at {to}: {bytes} bytes, {metadata:?}")
+            }
             other => format!("{other:?}"),
         }
     }

@@ -7,7 +7,7 @@ use rand::Rng;
 use tailring::net::client::ExportError;
 
 use super::World;
-use crate::network::{Answer, Caller, Event, Host, address_of, host_of};
+use crate::network::{Answer, Body, Caller, Event, Host, Reply, address_of};
 use crate::plan::Millis;
 
 /// What an SDK gives an export, by default.
@@ -40,10 +40,11 @@ impl World<'_> {
             Host::Client(plan.client),
             to,
             Caller::Client { request },
-            plan.message.clone(),
-            metadata,
+            Body::Otlp {
+                message: plan.message.clone(),
+                metadata,
+            },
             TIMEOUT,
-            host_of(to),
         );
     }
 
@@ -54,15 +55,16 @@ impl World<'_> {
                 reply.send(answer).ok();
             }
             Some(Caller::Client { request }) => self.client_hears(request, answer),
+            Some(Caller::Peering { life, what }) => self.peering_hears(life, what, answer),
         }
     }
 
     fn client_hears(&mut self, request: usize, answer: Answer) {
         let plan = &self.plan.requests[request];
         match answer {
-            Ok(accepted) if accepted.rejected_spans == 0 => {
+            Ok(Reply::Otlp(accepted)) if accepted.rejected_spans == 0 => {
                 let now = self.now();
-                self.books.acknowledged(&plan.spans, now);
+                self.books.acknowledged(self.plan, &plan.spans, now);
                 self.attempts[request].is_over = true;
             }
             Ok(accepted) => {

@@ -2,6 +2,7 @@
 
 use rand::Rng;
 use tailring::log::SimulatedDisk;
+use tailring::model::{Incarnation, StoreId};
 use tailring::worker::AckLevel;
 
 use super::World;
@@ -27,13 +28,23 @@ impl World<'_> {
                 self.end_worker(worker, !host_dies);
                 self.come_back(worker, down, is_replaced);
             }
+            Fault::LoseDisk { worker, down } => {
+                self.end_worker(worker, true);
+                self.books.disk_lost();
+                let disk = SimulatedDisk::new(self.random.random());
+                let store = StoreId(self.random.random());
+                self.workers[worker].disk = disk;
+                self.workers[worker].store = store;
+                self.workers[worker].incarnation = Incarnation(0);
+                self.come_back(worker, down, true);
+            }
             Fault::Restart {
                 worker,
                 down,
                 is_replaced,
             } => {
-                self.stop_worker(worker);
-                self.come_back(worker, down, is_replaced);
+                self.workers[worker].comes_back = Some((down, is_replaced));
+                self.leave(worker);
             }
             Fault::Add { worker } => {
                 if worker == self.workers.len() {
@@ -43,16 +54,20 @@ impl World<'_> {
                         lag,
                         ..Service::default()
                     };
-                    self.workers.push(WorkerPod::new(worker, disk, dns));
+                    let store = StoreId(self.random.random());
+                    self.workers.push(WorkerPod::new(worker, disk, store, dns));
                     self.publish(worker);
                     self.start_worker(worker);
                 }
             }
             Fault::Remove { worker } => {
                 self.workers[worker].is_removed = true;
-                self.stop_worker(worker);
-                let name = self.workers[worker].name.clone();
-                self.zone.set(now, &name, None);
+                self.workers[worker].comes_back = None;
+                if self.workers[worker].process.is_none() {
+                    let name = self.workers[worker].name.clone();
+                    self.zone.set(now, &name, None);
+                }
+                self.leave(worker);
             }
             Fault::Stall { worker, .. } => {
                 if let Some(process) = &self.workers[worker].process {
@@ -107,12 +122,7 @@ impl World<'_> {
         }
     }
 
-    /// SIGTERM. Nothing is left to hand over yet: what the process has is in its log.
-    fn stop_worker(&mut self, number: usize) {
-        self.end_worker(number, true);
-    }
-
-    fn come_back(&mut self, number: usize, after: u64, is_replaced: bool) {
+    pub(super) fn come_back(&mut self, number: usize, after: u64, is_replaced: bool) {
         if is_replaced {
             self.workers[number].pod += 1;
             self.publish(number);
@@ -165,6 +175,7 @@ impl World<'_> {
             pod.dns.frozen_at = None;
             pod.dns.lie = None;
             pod.is_removed = false;
+            pod.comes_back = Some((1_000, false));
             if pod.process.is_none() {
                 self.publish(number);
                 self.start_worker(number);

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use rand::Rng;
+use tailring::cluster::roster::{Event as RosterEvent, Roster, RosterConfig};
 use tailring::log::ReadError;
-use tailring::model::{Decision, Incarnation};
+use tailring::model::{Decision, Identity, Incarnation};
 use tailring::net::admission::Budget;
 use tailring::policy::Rules;
 use tailring::wire::{ScanLimits, span_id_of, spans_in};
@@ -14,7 +15,7 @@ use tailring::worker::{OnPressure, SimulatedWorker, WorkerConfig};
 use super::World;
 use crate::network::{Event, Host, Life, Line};
 use crate::plan::Millis;
-use crate::pods::{Belief, Clock, Export, ShardState, WorkerPod, WorkerProcess};
+use crate::pods::{Clock, Export, ShardState, WorkerPod, WorkerProcess, nobody};
 
 /// A shard goes round at least so often.
 const ROUND: Millis = 500;
@@ -29,7 +30,7 @@ impl World<'_> {
     pub(super) fn config(&self, pod: &WorkerPod) -> WorkerConfig {
         WorkerConfig {
             name: pod.name.clone(),
-            incarnation: Incarnation(pod.lives),
+            incarnation: pod.incarnation,
             shards: self.plan.shards as u16,
             scan: ScanLimits::default(),
             ack: self.plan.ack,
@@ -63,7 +64,9 @@ impl World<'_> {
         let ahead = self.random.random_range(-off..=off);
         let clock = Clock::new(ahead);
         let pod = &mut self.workers[number];
-        pod.lives += 1;
+        // As the data dir does.
+        let wall = clock.at(now).unix_millis();
+        pod.incarnation = Incarnation(wall.max(pod.incarnation.0 + 1));
         let pod = &self.workers[number];
         let config = self.config(pod);
         let metrics = &self.stage.worker_metrics;
@@ -77,10 +80,16 @@ impl World<'_> {
                 return self.network.push(2_000, Event::Start { host });
             }
         };
-        worker.set_deciding(false);
-        let belief = Belief::new();
+        worker.set_deciding(None);
+        let view = nobody();
+        let me = Identity {
+            member: pod.name.clone(),
+            incarnation: pod.incarnation,
+            store: pod.store,
+        };
+        let roster = Roster::new(RosterConfig::default(), me, pod.address());
         let line = Arc::new(Line::new(&self.network, pod.host, life));
-        let door = worker.door(&config, belief.view.clone(), line, metrics.clone());
+        let door = worker.door(&config, view.clone(), line, metrics.clone());
         let address = pod.address();
         let host = pod.host;
         self.story(|| format!("worker {number} starts as {life:?} at {address}"));
@@ -89,27 +98,25 @@ impl World<'_> {
             address,
             worker,
             door,
-            belief,
+            roster,
+            view,
+            divided_by: None,
             clock,
             shards: vec![ShardState::default(); self.plan.shards],
             handlers: Vec::new(),
             exports: Default::default(),
+            handoffs: Default::default(),
+            receipts: Vec::new(),
+            last_request: now,
             is_stopping: false,
         });
-        self.listeners.insert(address, (host, life));
+        self.listeners.insert(address.ip(), (host, life));
         self.network.push(1, Event::Resolve { life });
+        self.network.push(1, Event::Tick { life });
         self.network.push(LIMITS, Event::Limit { life });
+        self.tell_roster(number, RosterEvent::Indexed);
         for shard in 0..self.plan.shards {
             self.want_turn(number, shard, 1);
-        }
-    }
-
-    /// Gives verdicts as soon as it is in its own view.
-    pub(super) fn join(&mut self, number: usize) {
-        let pod = &self.workers[number];
-        if let Some(process) = &pod.process {
-            let joined = process.belief.view.load().index_of(&pod.name).is_some();
-            process.worker.set_deciding(joined && !process.is_stopping);
         }
     }
 
@@ -173,6 +180,8 @@ impl World<'_> {
         let next = process.worker.next_wakeup(shard);
         self.look(number, shard);
         self.pull(number, shard);
+        self.hand_over(number, shard);
+        self.give_receipts(number);
         self.start_write(number, shard);
         let after = next.map_or(ROUND, |at| at.since(moment).as_millis() as Millis + 1);
         self.want_turn(number, shard, after.min(ROUND));
@@ -237,7 +246,7 @@ impl World<'_> {
             let Some(process) = &mut self.workers[number].process else {
                 return;
             };
-            if process.shards[shard].exports >= EXPORTS_MOST || process.is_stopping {
+            if process.shards[shard].exports >= EXPORTS_MOST {
                 return;
             }
             let moment = process.clock.at(now);
@@ -333,7 +342,7 @@ impl World<'_> {
         let Some(process) = self.workers[number].process.take() else {
             return;
         };
-        self.listeners.remove(&process.address);
+        self.listeners.remove(&process.address.ip());
         self.network.end_life(process.life);
         for (_, handler) in &process.handlers {
             handler.abort();

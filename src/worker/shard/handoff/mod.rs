@@ -61,7 +61,7 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use super::{Shard, Unwritten, by_segment};
-use crate::log::Moved;
+use crate::log::{Moved, PlantedBug};
 use crate::model::{Decision, Extent, FragmentHash, Member, Moment, TraceId, Verdict};
 use crate::policy::Rules;
 use crate::ring::Table;
@@ -241,7 +241,8 @@ impl Shard {
         now: Moment,
     ) -> Result<(), Option<Moment>> {
         if let Some(transfer) = &entry.transfer {
-            if transfer.outgoing.is_some() || transfer.is_reopening {
+            let is_away = transfer.outgoing.is_some() && !PlantedBug::JudgedUnderWay.is_planted();
+            if is_away || transfer.is_reopening {
                 return Err(None);
             }
             if transfer.more_until > now {
@@ -249,13 +250,18 @@ impl Shard {
             }
         }
         match self.handing.elsewhere(trace) {
-            Some(_) if now < due + FORCED_AFTER => Err(Some(due + FORCED_AFTER)),
+            Some(_) if now < due + FORCED_AFTER && !PlantedBug::JudgedInCustody.is_planted() => {
+                Err(Some(due + FORCED_AFTER))
+            }
             _ => Ok(()),
         }
     }
 
     /// Looks which remembered verdicts others should know.
     pub(super) fn look_for_decisions_to_tell(&mut self) {
+        if PlantedBug::VerdictsNotTold.is_planted() {
+            self.handing.next_decision = self.decisions.next_number();
+        }
         let Some(ownership) = &self.handing.ownership else {
             return;
         };
@@ -486,6 +492,9 @@ impl Shard {
     pub fn handoff_failed(&mut self, work: HandoffWork, now: Moment) {
         // The last one first: each goes to the front of what waits.
         for trace in work.traces.iter().rev() {
+            if PlantedBug::DeletedBeforeAck.is_planted() {
+                self.moved(trace, &work.to, now);
+            }
             self.merge_back(trace.trace, trace.generation, now);
         }
         if let Some(lane) = self.handing.lanes.get_mut(&work.to) {
@@ -506,7 +515,11 @@ impl Shard {
         let Some(outgoing) = take_outgoing(entry, sent.generation) else {
             return;
         };
-        let taken = entry.take_first(outgoing.fragments as usize);
+        let mut count = outgoing.fragments as usize;
+        if PlantedBug::GenerationsMixed.is_planted() {
+            count = entry.fragments().len();
+        }
+        let taken = entry.take_first(count);
         let left: HashSet<FragmentHash> = entry.fragments().iter().map(FragmentRef::hash).collect();
         let hashes = taken.iter().map(FragmentRef::hash);
         let moved = Moved {
@@ -551,6 +564,13 @@ impl Shard {
         let Some(outgoing) = take_outgoing(entry, generation) else {
             return;
         };
+        if PlantedBug::MergeBackForgotten.is_planted() {
+            let gone = entry.take_first(outgoing.fragments as usize);
+            self.index.uncount_fragments(gone.len());
+            self.handing.under_way -= 1;
+            self.release(&by_segment(&gone));
+            return;
+        }
         // Their bytes stand in front already.
         let copies = entry.take_copies(outgoing.fragments as usize, &outgoing.copies);
         self.handing.under_way -= 1;
