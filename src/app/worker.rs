@@ -171,8 +171,21 @@ async fn start(
         health: listeners.health(),
         roster: Some(peers.page()),
         done: Box::pin(async move {
-            let leave = peers.leave(stopping.clone());
-            let serve = listeners.serve(stopping);
+            // Clients are served until all is handed over and the routers have found out.
+            let (close, closed) = watch::channel(false);
+            let leave = async {
+                peers.leave(stopping).await;
+                let left = worker.drain(DRAIN_AT_STOP).await;
+                if left > 0 {
+                    warn!(
+                        bytes = left,
+                        "not all could be handed over; the next start goes on with it"
+                    );
+                }
+                worker.linger(QUIET_FOR, LINGER_AT_STOP).await;
+                close.send_replace(true);
+            };
+            let serve = listeners.serve(closed);
             tokio::select! {
                 _ = async { tokio::join!(serve, leave) } => {}
                 what = sync_failure(&worker) => return Err(SyncFailed(what).into()),
@@ -196,8 +209,13 @@ async fn start(
     })
 }
 
-/// After a stop was asked for, what is kept may still go out for so long. Kubernetes grants 30 s by
-/// default before it kills.
+/// After a stop was asked for, traces may be handed over for so long: 256 MiB take four seconds.
+const DRAIN_AT_STOP: Duration = Duration::from_secs(15);
+/// Then requests are passed on until there were none for so long, or for so long altogether.
+const QUIET_FOR: Duration = Duration::from_secs(1);
+const LINGER_AT_STOP: Duration = Duration::from_secs(5);
+/// Then what is kept may still go out for so long. All of it is less than the 30 s that Kubernetes grants by
+/// default before it kills, but for what a backend takes to answer.
 const EXPORT_AT_STOP: Duration = Duration::from_secs(10);
 
 /// The disk lost what it was given. Not drained: another life reads what is really there.

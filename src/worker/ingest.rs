@@ -2,6 +2,7 @@
 //! share, wait until all is written, pass on what belongs elsewhere.
 
 use std::collections::{BTreeSet, HashSet};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -85,7 +86,10 @@ const PARSED_BYTES_MAX: usize = 1 << 20;
 
 impl Ingest for Worker {
     async fn ingest(self: &Arc<Self>, request: IngestRequest) -> Result<Accepted, Refusal> {
-        self.intake.take_in(request).await
+        let accepted = self.intake.take_in(request).await?;
+        let now = self.clock.now().unix_millis();
+        self.last_request.store(now, Ordering::Relaxed);
+        Ok(accepted)
     }
 
     fn fingerprint(&self) -> Fingerprint {

@@ -77,13 +77,15 @@ impl Peering {
             peer,
         } = config;
         let client = PeerClient::new(cluster.clone(), Some(identity.clone()), calls);
+        let client = Arc::new(client);
+        worker.hand_over_by(client.clone());
         Arc::new(Self {
             cluster,
             otlp: otlp.into(),
             peer: peer.into(),
             view: worker.view.clone(),
             worker,
-            client: Arc::new(client),
+            client,
             clock,
             roster: Mutex::new(Roster::new(RosterConfig::default(), identity.clone(), otlp)),
             me: identity,
@@ -91,11 +93,6 @@ impl Peering {
             hellos: watch::channel(0).0,
             metrics,
         })
-    }
-
-    /// How this worker calls its peers.
-    pub fn client(&self) -> &Arc<PeerClient> {
-        &self.client
     }
 
     /// Runs until it is aborted. Good answers of DNS come by `answers`.

@@ -1,8 +1,11 @@
 //! Brings a worker to life from its data dir, and to rest again.
 
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
+
+use tokio::sync::watch;
 
 use crate::cluster::{View, ViewHandle};
 use crate::log::{
@@ -12,6 +15,7 @@ use crate::log::{
 use crate::model::{Fingerprint, Incarnation, Member, Moment, SteadyClock};
 use crate::net::admission::Budget;
 use crate::net::client::Grpc;
+use crate::net::peer::PeerClient;
 use crate::policy::Rules;
 use crate::ring::SLOTS;
 use crate::trace::DecisionMemory;
@@ -22,6 +26,8 @@ use crate::worker::export::Destination;
 use crate::worker::export_memory::ExportMemory;
 use crate::worker::exporter::{Begun, EXPORTERS_PER_SHARD, Exporter};
 use crate::worker::footers;
+use crate::worker::handoff::parts;
+use crate::worker::handoff::sender::{Pace, Sender};
 use crate::worker::ingest::{Intake, shard_of};
 use crate::worker::isolation::Trust;
 use crate::worker::limiter::{self, Limiter};
@@ -65,14 +71,15 @@ pub enum StartError {
 /// A running worker. Receives as a [`crate::net::server::Ingest`].
 #[derive(Debug)]
 pub struct Worker {
-    name: Member,
+    pub(crate) name: Member,
+    pub(crate) config: WorkerConfig,
     pub(crate) view: ViewHandle,
-    shards: Vec<ShardHandle>,
+    pub(crate) shards: Vec<ShardHandle>,
     pub(crate) intake: Intake,
-    metrics: WorkerMetrics,
+    pub(crate) metrics: WorkerMetrics,
     space: Arc<Space>,
     letters: Arc<dyn LetterSize>,
-    clock: SteadyClock,
+    pub(crate) clock: SteadyClock,
     recovery: RecoveryReport,
     sync_failure: Arc<SyncFailure>,
     unfinished: Arc<Unfinished>,
@@ -80,6 +87,13 @@ pub struct Worker {
     limiter: Mutex<Option<(Limiter, Option<Fingerprint>)>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     exporters: Mutex<Vec<tokio::task::JoinHandle<()>>>,
+    /// Tasks that hand traces over, or read them again for it.
+    senders: Mutex<Vec<tokio::task::JoinHandle<()>>>,
+    pub(crate) peer_client: watch::Sender<Option<Arc<PeerClient>>>,
+    pub(crate) leaving: watch::Sender<bool>,
+    pub(crate) unfinished_messages: parts::Unfinished,
+    /// Unix milliseconds of the last request of clients or routers.
+    pub(crate) last_request: AtomicU64,
 }
 
 /// Read back at a time when an earlier life's traces are folded again.
@@ -172,7 +186,20 @@ impl Worker {
                 .spawn()
             })
             .collect();
-        Ok(Arc::new(Self {
+        let (peer_client, peers) = watch::channel(None);
+        let pace = Arc::new(Pace::default());
+        let senders = handles.iter().flat_map(|shard| {
+            let sender = Sender {
+                shard: shard.clone(),
+                volume: volume.clone(),
+                peers: peers.clone(),
+                clock,
+                pace: pace.clone(),
+            };
+            sender.spawn()
+        });
+        let senders = senders.collect();
+        let worker = Arc::new(Self {
             intake: Intake::new(
                 &config,
                 view.clone(),
@@ -180,7 +207,8 @@ impl Worker {
                 Arc::new(Grpc),
                 metrics.clone(),
             ),
-            name: config.name,
+            name: config.name.clone(),
+            config,
             view,
             shards: handles,
             metrics,
@@ -193,7 +221,15 @@ impl Worker {
             limiter: Mutex::new(limiter.map(|limiter| (limiter, None))),
             threads: Mutex::new(threads),
             exporters: Mutex::new(exporters),
-        }))
+            senders: Mutex::new(senders),
+            peer_client,
+            leaving: watch::channel(false).0,
+            unfinished_messages: parts::Unfinished::default(),
+            last_request: AtomicU64::new(0),
+        });
+        let following = tokio::spawn(worker.clone().follow_ring());
+        worker.lock_senders().push(following);
+        Ok(worker)
     }
 
     /// What the log of earlier lives held.
@@ -265,6 +301,9 @@ impl Worker {
         while self.awaiting_export().await > 0 && tokio::time::Instant::now() < end {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+        for task in self.lock_senders().drain(..) {
+            task.abort();
+        }
         // Before the shards stop, so that they can note what was delivered: the next life would
         // export it a second time.
         for shard in &self.shards {
@@ -301,6 +340,10 @@ impl Worker {
             tracing::error!("the shards' threads could not be waited for");
         }
         left
+    }
+
+    fn lock_senders(&self) -> std::sync::MutexGuard<'_, Vec<tokio::task::JoinHandle<()>>> {
+        self.senders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn awaiting_export(&self) -> usize {

@@ -123,6 +123,8 @@ pub struct HandoffMetrics {
     conflicts: Vec<Counter>,
     /// Traces that wait to be handed over.
     pub waiting: Gauge,
+    /// Not handed over when this worker stopped.
+    pub drain_leftover_bytes: Gauge,
     pub decisions_told: Counter,
     pub decisions_learned: Counter,
     pub verdicts_raised: Counter,
@@ -142,6 +144,12 @@ impl HandoffMetrics {
             "worker_handoff_waiting_traces",
             "Traces of other members that are held here until they can be handed over",
             waiting.clone(),
+        );
+        let drain_leftover_bytes = Gauge::default();
+        registry.register(
+            "worker_drain_leftover_bytes",
+            "Bytes of traces that a stop could not hand over or export; they wait in the log for the next start",
+            drain_leftover_bytes.clone(),
         );
         let ends = Family::<EndLabels, Counter>::default();
         registry.register(
@@ -175,6 +183,7 @@ impl HandoffMetrics {
             received: received.collect(),
             conflicts: conflicts.collect(),
             waiting,
+            drain_leftover_bytes,
             decisions_told: counter(
                 registry,
                 "worker_decisions_told",

@@ -56,13 +56,23 @@ impl Shard {
 
     /// The trace is complete.
     pub(super) fn judge(&mut self, trace: TraceId, now: Moment) {
-        let Some(entry) = self.index.get_mut(trace) else {
+        let Some(entry) = self.index.get(trace) else {
             return;
         };
         if entry.transfer.as_ref().is_some_and(|it| it.is_stale) {
             self.fold_anew(trace);
             return;
         }
+        if self.handing.elsewhere(trace).is_some()
+            && let Some(known) = self.decisions.get(trace).map(|held| held.decision)
+        {
+            // Its owner was to fold what is held here, and was not found.
+            self.apply(known);
+            return;
+        }
+        let Some(entry) = self.index.get_mut(trace) else {
+            return;
+        };
         let first = self.rules.first_vote(trace, &entry.state, entry.spans);
         let vote = first.vote;
         let waits = first.asks && !vote.is_certain();

@@ -216,7 +216,10 @@ impl Shard {
         // Held for somebody else until now, they may stand at a later moment.
         mine.sort_unstable();
         for (at, trace) in mine {
-            self.deadlines.push(at.max(now), trace);
+            match self.decisions.get(trace).map(|held| held.decision) {
+                Some(known) => self.meet(known, now),
+                None => self.deadlines.push(at.max(now), trace),
+            }
         }
     }
 
