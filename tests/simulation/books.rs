@@ -31,6 +31,8 @@ pub(crate) struct Books {
     held: BTreeMap<(usize, usize), Decision>,
     /// Acknowledged, and maybe gone with the only disk that had them.
     lost_with_disk: BTreeSet<usize>,
+    /// Traces that had begun then.
+    forgotten_with_disk: BTreeSet<usize>,
     pub(crate) violations: Vec<String>,
     /// How often each branch of the protocol was taken, for whoever wonders what was tested.
     pub(crate) sometimes: BTreeMap<&'static str, u64>,
@@ -38,6 +40,9 @@ pub(crate) struct Books {
 
 /// A trace that moves to a worker that comes is judged so much later at most, if nothing goes wrong.
 const LATE_MOST: Millis = 8_000;
+
+/// A KEEP that rose is known to every member that can be reached so much later.
+const TOLD_WITHIN: Millis = 10_000;
 
 /// One verdict as it was first seen.
 #[derive(Debug, Clone, Copy)]
@@ -55,6 +60,8 @@ pub(crate) struct Account {
     pub(crate) gave_up: u64,
     /// Traces of which some acknowledged spans were exported and some dropped.
     pub(crate) split: Vec<usize>,
+    /// Traces whose DROP rose to KEEP, with spans that had come after that DROP and are gone.
+    pub(crate) late_under_risen_drop: u64,
     /// Dropped although an error was acknowledged before.
     pub(crate) wrong: Vec<usize>,
     pub(crate) judged_twice: u64,
@@ -100,7 +107,14 @@ impl Books {
         let Some((decision, at)) = known else {
             return;
         };
-        if let Some(held) = self.held.insert((worker, trace), *decision)
+        let held = self.held.insert((worker, trace), *decision);
+        if plan.is_told && held != Some(*decision) {
+            eprintln!(
+                "          worker {worker} knows {:?} {:?} of trace {trace}",
+                decision.verdict, decision.id
+            );
+        }
+        if let Some(held) = held
             && held.verdict == Verdict::Keep
             && decision.verdict == Verdict::Drop
         {
@@ -139,6 +153,8 @@ impl Books {
         let acknowledged = self.acknowledged.keys();
         let gone = acknowledged.filter(|span| !self.delivered.contains_key(span));
         self.lost_with_disk.extend(gone);
+        // Verdicts were on it, too.
+        self.forgotten_with_disk.extend(self.first_sent.keys());
     }
 
     /// A worker lost what it knew.
@@ -191,6 +207,12 @@ impl Books {
                         format!("spans {spans:?} of trace {trace} were acknowledged and are gone");
                     self.violation(what);
                 }
+                Some(_) if self.forgotten_with_disk.contains(&trace) => {}
+                // A span that came late from its client, obeyed the DROP of that moment and is not in the log: what rises
+                // the verdict afterwards does not bring it back. Told apart, and told to people, until it is appended.
+                Some(_) if self.is_exported(trace) && self.has_risen(trace, &spans) => {
+                    account.late_under_risen_drop += 1;
+                }
                 Some(_) if self.is_exported(trace) => {
                     if !plan.may_split() {
                         let story = self.story(plan, trace);
@@ -209,6 +231,9 @@ impl Books {
             let Some(last) = given.values().map(|given| given.at).max() else {
                 continue;
             };
+            if self.forgotten_with_disk.contains(trace) {
+                continue;
+            }
             if plan.is_health[*trace] {
                 continue; // dropped by a `drop` policy, whatever else is in it
             }
@@ -232,6 +257,26 @@ impl Books {
         account
     }
 
+    /// All of these spans were acknowledged after a DROP and before every member knew the KEEP it rose to.
+    fn has_risen(&self, trace: usize, spans: &[usize]) -> bool {
+        let given = self.verdicts.get(&trace);
+        let at = |verdict| {
+            let given = given.into_iter().flat_map(BTreeMap::values);
+            given
+                .filter(|it| it.verdict == verdict)
+                .map(|it| it.at)
+                .min()
+        };
+        let (Some(dropped), Some(kept)) = (at(Verdict::Drop), at(Verdict::Keep)) else {
+            return false;
+        };
+        let is_between = |span| {
+            let heard = self.acknowledged.get(span);
+            heard.is_some_and(|heard| (dropped..kept + TOLD_WITHIN).contains(heard))
+        };
+        dropped < kept && spans.iter().all(is_between)
+    }
+
     /// The product's own counters against what was seen.
     pub(crate) fn compare(&mut self, counters: &Counters) {
         let given = self.verdicts.values().flat_map(BTreeMap::values);
@@ -239,11 +284,12 @@ impl Books {
             given.partition(|given| given.verdict == Verdict::Keep);
         let decided = "worker_traces_decided_total{verdict=";
         let rows = [
-            (format!("{decided}\"keep\""), kept.len()),
-            (format!("{decided}\"drop\""), dropped.len()),
+            (format!("{decided}\"keep\""), kept.len(), true),
+            (format!("{decided}\"drop\""), dropped.len(), false),
         ];
-        for (name, seen) in rows {
-            let counted = counters.sum(&name);
+        for (name, seen, is_keep) in rows {
+            let raised = counters.sum("worker_verdicts_raised_total");
+            let counted = counters.sum(&name) + if is_keep { raised } else { 0 };
             if counted != seen as u64 {
                 self.violation(format!("{name} counts {counted}, and {seen} were seen"));
             }

@@ -76,6 +76,8 @@ pub(crate) enum Scenario {
     LongPartition,
     Mix,
     Storm,
+    /// One that was written down. Not among [`Scenario::ALL`].
+    Kept,
 }
 
 impl Fault {
@@ -121,7 +123,7 @@ impl Scenario {
     ) -> Vec<(Millis, Fault)> {
         let mut faults = Vec::new();
         match self {
-            Self::Quiet => {}
+            Self::Quiet | Self::Kept => {}
             Self::Out => out(random, workers, active, &mut faults),
             Self::In => remove(random, workers, active, &mut faults),
             Self::OutIn => {

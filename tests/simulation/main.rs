@@ -45,6 +45,7 @@ struct Tally {
     delivered: u64,
     doubled: u64,
     gave_up: u64,
+    late_under_risen_drop: u64,
     by_scenario: BTreeMap<Scenario, Row>,
     /// How often rosters noted what.
     sometimes: BTreeMap<&'static str, u64>,
@@ -76,6 +77,7 @@ impl Tally {
         self.delivered += account.delivered;
         self.doubled += account.doubled;
         self.gave_up += account.gave_up;
+        self.late_under_risen_drop += account.late_under_risen_drop;
         self.counters.add(&outcome.counters);
         let row = self.by_scenario.entry(plan.scenario).or_default();
         row.seeds += 1;
@@ -105,6 +107,7 @@ impl Tally {
         self.delivered += other.delivered;
         self.doubled += other.doubled;
         self.gave_up += other.gave_up;
+        self.late_under_risen_drop += other.late_under_risen_drop;
         self.counters.add(&other.counters);
         for (scenario, row) in other.by_scenario {
             let held = self.by_scenario.entry(scenario).or_default();
@@ -125,7 +128,8 @@ impl Tally {
         eprintln!(
             "seeds {}-{}: {} violations in {seconds:.1} s\n\
              {:.1} faults, {} events and {} simulated seconds a seed\n\
-             {} spans acknowledged, {} delivered, {} of them twice; {} requests were given up",
+             {} spans acknowledged, {} delivered, {} of them twice; {} requests were given up\n\
+             {} traces whose DROP rose miss spans that came between the two verdicts",
             seeds.start(),
             seeds.end(),
             self.violations.len(),
@@ -136,6 +140,7 @@ impl Tally {
             self.delivered,
             self.doubled,
             self.gave_up,
+            self.late_under_risen_drop,
         );
         for (scenario, row) in &mut self.by_scenario {
             row.late.sort_unstable();
@@ -220,7 +225,23 @@ fn assert_sound(total: &Tally) {
 
 #[test]
 fn nothing_acknowledged_is_lost_whatever_happens_to_the_cluster() {
-    assert_sound(&run_all(seeds_asked_for(1..=300)));
+    let total = run_all(seeds_asked_for(1..=300));
+    assert_sound(&total);
+    if total.seeds >= 300 {
+        let times = |name: &&str| {
+            let noted = total.sometimes.get(name).copied().unwrap_or(0);
+            noted + total.counters.sum(name)
+        };
+        let never: Vec<&str> = VISITED
+            .into_iter()
+            .filter(|name| times(name) == 0)
+            .collect();
+        assert!(
+            never.is_empty(),
+            "never happened in {} seeds: {never:?}",
+            total.seeds
+        );
+    }
 }
 
 #[test]
@@ -242,6 +263,157 @@ fn told() {
     eprintln!("{:?}", outcome.account);
     let violations = &outcome.books.violations;
     assert!(violations.is_empty(), "{violations:#?}");
+}
+
+/// Branches of the protocol that every 300 seeds must have gone through, or they show nothing about them.
+const VISITED: [&str; 24] = [
+    "peer joined",
+    "peer drained",
+    "peer suspected",
+    "stalled",
+    "isolated",
+    "rejoining",
+    "store replaced",
+    "wrong_incarnation",
+    "drained",
+    "router_spans_surrogate_total",
+    "router_circuit_opens_total{cause=\"timed_out\"",
+    "worker_spans_total{fate=\"custody\"",
+    "worker_spans_total{fate=\"forwarded\"",
+    "worker_spans_total{fate=\"duplicate\"",
+    "worker_forwards_failed_total",
+    "worker_handoff_generations_total{end=\"moved\"",
+    "worker_handoff_generations_total{end=\"merged_back\"",
+    "worker_handoff_spans_received_total{fate=\"duplicate\"",
+    "worker_handoff_spans_received_total{fate=\"late_kept\"",
+    "worker_handoff_spans_received_total{fate=\"reopened\"",
+    "worker_decisions_learned_total",
+    "worker_decision_conflicts_total{won=\"keep\"",
+    "worker_verdicts_raised_total",
+    "worker_log_torn_tails_total",
+];
+
+#[test]
+fn what_once_went_wrong_does_not_again() {
+    use fault::{Fault, Party};
+    let (zero, one) = (Party::Worker(0), Party::Worker(1));
+    let cut = |from, to| Fault::Cut {
+        from,
+        to,
+        lasts: 20_000,
+    };
+    let stale = |who| Fault::StaleDns { who, lasts: 60_000 };
+    // What is kept, its faults, and a branch that shows that it happened.
+    let rows: [(&str, Vec<(u64, Fault)>, &str); 4] = [
+        (
+            "two handoffs of one trace cross: two members each take the other for the owner",
+            vec![
+                (20_000, Fault::Add { worker: 5 }),
+                (20_000, stale(zero)),
+                (25_000, cut(zero, one)),
+                (30_000, Fault::Remove { worker: 5 }),
+                (
+                    45_000,
+                    Fault::Restart {
+                        worker: 2,
+                        down: 1_000,
+                        is_replaced: true,
+                    },
+                ),
+            ],
+            "peer drained",
+        ),
+        (
+            "a trace is judged when half of its handoff has arrived",
+            vec![
+                (30_000, Fault::Add { worker: 5 }),
+                (40_000, cut(zero, one)),
+                (41_000, Fault::Add { worker: 6 }),
+            ],
+            "peer joined",
+        ),
+        (
+            "an owner wakes from a stall with every deadline overdue",
+            vec![(
+                30_000,
+                Fault::Stall {
+                    worker: 0,
+                    lasts: 45_000,
+                },
+            )],
+            "stalled",
+        ),
+        (
+            "a new store under an old name is asked for nothing, and is told all",
+            vec![(
+                40_000,
+                Fault::LoseDisk {
+                    worker: 1,
+                    down: 3_000,
+                },
+            )],
+            "store replaced",
+        ),
+    ];
+    let stage = Stage::new();
+    for (name, faults, branch) in rows {
+        let mut visited = 0;
+        for seed in 1..=6 {
+            let mut plan = Plan::new(seed).with_faults(faults.clone());
+            plan.workers = 5;
+            plan.handoff_bytes = 150;
+            let outcome = run(&plan, &stage);
+            let violations = outcome.books.violations;
+            assert!(
+                violations.is_empty(),
+                "{name}, seed {seed}: {violations:#?}"
+            );
+            visited += outcome.books.sometimes.get(branch).copied().unwrap_or(0);
+        }
+        assert!(visited > 0, "{name}: never {branch}");
+    }
+}
+
+/// The bugs are not in a release build, and neither is the switch.
+#[cfg(debug_assertions)]
+#[test]
+#[ignore = "minutes"]
+fn every_planted_bug_is_found_within_a_thousand_seeds() {
+    use tailring::log::PlantedBug;
+    let next = AtomicU64::new(0);
+    let missed = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let stage = Stage::new();
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed) as usize;
+                    let Some(bug) = PlantedBug::OF_HANDOFF.get(number).copied() else {
+                        return;
+                    };
+                    PlantedBug::plant(Some(bug));
+                    let mut tally = Tally::default();
+                    let seed = (1..=1_000).find(|seed| {
+                        tally.add(*seed, &stage);
+                        !tally.violations.is_empty()
+                    });
+                    PlantedBug::plant(None);
+                    let how = tally.violations.into_iter().next().unwrap_or_default();
+                    let how = how.lines().next().unwrap_or_default();
+                    eprintln!(
+                        "{:<22} {:>4} seeds: {how:.180}",
+                        format!("{bug:?}"),
+                        tally.seeds
+                    );
+                    if seed.is_none() {
+                        missed.lock().expect("no thread panicked").push(bug);
+                    }
+                }
+            });
+        }
+    });
+    let missed = missed.into_inner().expect("no thread panicked");
+    assert!(missed.is_empty(), "not found: {missed:?}");
 }
 
 /// A seed that failed is of no use unless it fails again.

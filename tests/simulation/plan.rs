@@ -30,6 +30,8 @@ pub(crate) struct Plan {
     pub(crate) clocks_off_most: Millis,
     pub(crate) shards: usize,
     pub(crate) segment_bytes: u32,
+    /// Of the log in one message of a handoff: traces go in pieces if it is small.
+    pub(crate) handoff_bytes: u64,
     pub(crate) decision_wait: Duration,
     pub(crate) drop_retain: Duration,
     pub(crate) policies: Policies,
@@ -157,6 +159,15 @@ impl Plan {
         let last = requests.iter().map(|request| request.at).max().unwrap_or(0);
         let faults = scenario.faults(random, workers, active);
         let healed = faults.iter().map(|(at, fault)| at + fault.lasts()).max();
+        // With its disk a name loses what it knows of its earlier lives: only a clock that is about right tells
+        // others that the new one is younger.
+        let loses_disk = faults
+            .iter()
+            .any(|(_, fault)| matches!(fault, Fault::LoseDisk { .. }));
+        let clocks_off_most = match random.random_range(0..4) {
+            0 if !loses_disk => 3_600_000,
+            _ => 300,
+        };
         let is_foul = random.random_range(0..3) == 0 || scenario == Scenario::Storm;
         Self {
             seed,
@@ -164,9 +175,10 @@ impl Plan {
             ack: [AckLevel::Written, AckLevel::Synced][random.random_range(0..2)],
             workers,
             routers: random.random_range(1..=3),
-            clocks_off_most: [300, 300, 300, 3_600_000][random.random_range(0..4)],
+            clocks_off_most,
             shards: random.random_range(1..=2),
             segment_bytes: [2048, 8192, 65_536][random.random_range(0..3)],
+            handoff_bytes: [150, 1_000, 8_000][random.random_range(0..3)],
             decision_wait,
             drop_retain: Duration::from_secs(120),
             policies,
@@ -188,6 +200,19 @@ impl Plan {
 }
 
 impl Plan {
+    /// The same traffic, in fair weather and with these faults.
+    pub(crate) fn with_faults(mut self, faults: Vec<(Millis, Fault)>) -> Self {
+        let healed = faults.iter().map(|(at, fault)| at + fault.lasts());
+        self.calm_at = self.calm_at.max(healed.max().unwrap_or(0) + 1_000);
+        self.scenario = Scenario::Kept;
+        self.policies = Policies::Errors;
+        self.is_health.fill(false);
+        self.weather = Weather::FAIR;
+        self.clocks_off_most = 300;
+        self.faults = faults;
+        self
+    }
+
     /// Verdicts come in time: nobody is away, and no limit makes anybody wait.
     pub(crate) fn is_punctual(&self) -> bool {
         let is_calm = matches!(self.scenario, Scenario::Quiet | Scenario::Out);
@@ -198,7 +223,9 @@ impl Plan {
     /// kept, and verdicts that more evidence may turn either way.
     pub(crate) fn may_split(&self) -> bool {
         let is_cut_off = matches!(self.scenario, Scenario::LongPartition | Scenario::Storm);
-        is_cut_off || self.policies == Policies::Mixed
+        // A start whose clock is ahead by more than verdicts are remembered for has forgotten them.
+        let is_lost_in_time = self.clocks_off_most > 60_000;
+        is_cut_off || is_lost_in_time || self.policies == Policies::Mixed
     }
 }
 

@@ -13,8 +13,6 @@ use crate::network::{Body, Caller, Event, Life, Reply};
 use crate::peering::{Asked, PeerCall, PeerReply, Said, Told};
 use crate::plan::Millis;
 
-/// Of one message.
-const MESSAGE_BYTES: u64 = 8 << 10;
 /// As a peer's client has it.
 const DATA_TIMEOUT: Duration = Duration::from_secs(5);
 /// Who was told that there is more asks again.
@@ -39,13 +37,14 @@ impl World<'_> {
     /// After a turn: what a shard has for others goes out.
     pub(super) fn hand_over(&mut self, number: usize, shard: usize) {
         let now = self.now();
+        let bytes_max = self.plan.handoff_bytes;
         loop {
             let Some(process) = &mut self.workers[number].process else {
                 return;
             };
             let moment = process.clock.at(now);
             while process.worker.read_again(shard) {}
-            let Some(handoff) = process.worker.take_handoff(shard, MESSAGE_BYTES, moment) else {
+            let Some(handoff) = process.worker.take_handoff(shard, bytes_max, moment) else {
                 return;
             };
             let Some((to, incarnation)) = peer(process, &handoff.to) else {
