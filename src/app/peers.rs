@@ -44,6 +44,10 @@ impl PeerShare {
 impl Peers {
     /// For a worker whose log is indexed and that serves OTLP at `otlp`. `lookout`: what DNS answers, and who
     /// publishes the ring.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "called once, where a worker is put together"
+    )]
     pub(super) async fn start(
         config: &WorkerConfig,
         identity: Identity,

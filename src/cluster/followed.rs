@@ -37,7 +37,7 @@ pub struct ToldMember {
 }
 
 #[derive(Debug)]
-pub(super) struct Followed {
+pub struct Followed {
     dns: Membership,
     told: BTreeMap<Member, Known>,
 }
@@ -67,7 +67,7 @@ impl Known {
 }
 
 impl Followed {
-    pub(super) fn new(leave_after: Duration) -> Self {
+    pub fn new(leave_after: Duration) -> Self {
         Self {
             dns: Membership::new(leave_after),
             told: BTreeMap::new(),
@@ -75,12 +75,12 @@ impl Followed {
     }
 
     /// Takes in a good answer of DNS.
-    pub(super) fn listed(&mut self, answer: &Answer, now: Instant) {
+    pub fn listed(&mut self, answer: &Answer, now: Instant) {
         self.dns.apply(answer, now);
     }
 
     /// Takes in what a worker says.
-    pub(super) fn told(&mut self, told: Told, now: Instant) {
+    pub fn told(&mut self, told: Told, now: Instant) {
         self.told.retain(|_, known| known.is_fresh(now));
         for it in told.members {
             // What only DNS says the router hears of DNS itself; and whom one worker suspects another may hear.
@@ -121,7 +121,7 @@ impl Followed {
     }
 
     /// The ring. Never empty because of what workers say: the last ones that DNS lists stay.
-    pub(super) fn addresses(&self, now: Instant) -> BTreeMap<Member, SocketAddr> {
+    pub fn addresses(&self, now: Instant) -> BTreeMap<Member, SocketAddr> {
         let listed = self.dns.addresses();
         let mut ring = listed.clone();
         for (member, known) in self.told.iter().filter(|(_, known)| known.is_fresh(now)) {
@@ -142,7 +142,7 @@ impl Followed {
     }
 
     /// Where workers can be asked, those in the ring and others.
-    pub(super) fn peers(&self, now: Instant) -> BTreeMap<Member, SocketAddr> {
+    pub fn peers(&self, now: Instant) -> BTreeMap<Member, SocketAddr> {
         let mut peers = self.dns.peers();
         for (member, known) in self.told.iter().filter(|(_, known)| known.is_fresh(now)) {
             if let Some(peer) = known.peer

@@ -80,6 +80,12 @@ impl View {
         self.table.fingerprint()
     }
 
+    /// Where a member stands in the table.
+    pub fn index_of(&self, member: &Member) -> Option<u16> {
+        let index = self.table.members().binary_search(member).ok()?;
+        u16::try_from(index).ok()
+    }
+
     pub fn describe(&self) -> ViewDescription {
         let slots = self.table.slots_by_member();
         let members = self.table.members().iter().zip(slots);

@@ -1,5 +1,6 @@
 //! Bugs that can be planted into the way of a record to disk and back, to see that `tests/crash`
-//! finds them. What a bug does stands where it is planted.
+//! finds them, and into what moves between workers, for `tests/simulation`. What a bug does stands where it
+//! is planted.
 //!
 //! They are there with `debug_assertions` only: tests and development builds share one build of
 //! this crate, and a release binary has neither the bugs nor the switch. A feature would have cost
@@ -54,6 +55,34 @@ pub enum PlantedBug {
     ExportsForgotten,
     /// Arrivals are read back three seconds late, and deadlines with them.
     ArrivalsMoved,
+    /// A generation goes although nobody said that it arrived.
+    DeletedBeforeAck,
+    /// With a generation goes what came to its trace meanwhile.
+    GenerationsMixed,
+    /// A generation that did not arrive is not held on to.
+    MergeBackForgotten,
+    /// A handoff is acknowledged before it is written.
+    AckBeforeCommit,
+    /// Of two handoffs of one trace that cross each says that it has what the other one brings.
+    CopyOfLeavingRefused,
+    /// A trace is judged while a part of it is under way.
+    JudgedUnderWay,
+    /// Whoever holds a trace judges it.
+    JudgedInCustody,
+    /// Verdicts are given before the peers told what they hold, and by who was stopped for long.
+    JudgedWhileJoining,
+    /// What is taken into custody is acknowledged and not held.
+    CustodyForgotten,
+    /// New owners are not told the verdicts on their traces.
+    VerdictsNotTold,
+    /// What comes by handoff after a DROP is dropped without a look.
+    DroppedNotReopened,
+    /// A KEEP of another member does not go before an own DROP.
+    KeepNotLearned,
+    /// Nobody is told that a DROP rose to KEEP.
+    RaisedNotTold,
+    /// What is handed over waits anew.
+    WaitBegunAnew,
 }
 
 impl PlantedBug {
@@ -81,6 +110,24 @@ impl PlantedBug {
         Self::MovedNotLookedFor,
         Self::ExportsForgotten,
         Self::ArrivalsMoved,
+    ];
+
+    /// Those that `tests/simulation` finds.
+    pub const OF_HANDOFF: [Self; 14] = [
+        Self::DeletedBeforeAck,
+        Self::GenerationsMixed,
+        Self::MergeBackForgotten,
+        Self::AckBeforeCommit,
+        Self::CopyOfLeavingRefused,
+        Self::JudgedUnderWay,
+        Self::JudgedInCustody,
+        Self::JudgedWhileJoining,
+        Self::CustodyForgotten,
+        Self::VerdictsNotTold,
+        Self::DroppedNotReopened,
+        Self::KeepNotLearned,
+        Self::RaisedNotTold,
+        Self::WaitBegunAnew,
     ];
 }
 

@@ -7,6 +7,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::cluster::ViewHandle;
 use crate::model::Fingerprint;
+use crate::net::client::{Dial, Grpc};
 use crate::net::server::{Accepted, Ingest, IngestRequest};
 use crate::net::status::{Refusal, RefusalReason};
 use crate::router::RouterConfig;
@@ -34,8 +35,19 @@ struct Ending<'a> {
 impl Router {
     /// Needs a runtime: lanes are tasks. They end when the router is dropped.
     pub fn new(config: RouterConfig, view: ViewHandle, metrics: RouterMetrics) -> Arc<Self> {
+        Self::over(Arc::new(Grpc), config, view, metrics)
+    }
+
+    /// Reaches its workers in another way than over gRPC.
+    pub fn over(
+        dial: Arc<dyn Dial>,
+        config: RouterConfig,
+        view: ViewHandle,
+        metrics: RouterMetrics,
+    ) -> Arc<Self> {
         let surroundings = Arc::new(Surroundings {
             config,
+            dial,
             view,
             away: Away::default(),
             surrogates: Surrogates::default(),

@@ -24,7 +24,7 @@ use tracing::{info, warn};
 
 use crate::cluster::ViewHandle;
 use crate::model::Member;
-use crate::net::client::{ClientConfig, GrpcClient, Target};
+use crate::net::client::{AddressError, Channel, ClientConfig, Dial};
 use crate::net::metadata::RequestMetadata;
 use crate::router::RouterConfig;
 use crate::router::answer::Answer;
@@ -41,6 +41,7 @@ const RPC_PARTS_MAX: usize = 128;
 #[derive(Debug)]
 pub(crate) struct Surroundings {
     pub(crate) config: RouterConfig,
+    pub(crate) dial: Arc<dyn Dial>,
     pub(crate) view: ViewHandle,
     pub(crate) away: Away,
     pub(crate) surrogates: Surrogates,
@@ -50,7 +51,7 @@ pub(crate) struct Surroundings {
 #[derive(Debug)]
 pub(crate) struct Lane {
     member: Member,
-    client: GrpcClient,
+    channel: Arc<dyn Channel>,
     surroundings: Arc<Surroundings>,
     gauges: LaneGauges,
     state: Mutex<State>,
@@ -89,15 +90,19 @@ impl Lane {
         address: SocketAddr,
         surroundings: Arc<Surroundings>,
     ) -> Option<Arc<Self>> {
-        let target = target(member, address)?;
         let config = &surroundings.config;
         let client = ClientConfig {
             connect_timeout: config.attempt_timeout,
             ..ClientConfig::peer()
         };
+        let channel = surroundings
+            .dial
+            .dial(address, client)
+            .inspect_err(|error| cannot_address(member, address, error))
+            .ok()?;
         let lane = Arc::new(Self {
             member: member.clone(),
-            client: GrpcClient::new(target, client),
+            channel,
             gauges: surroundings.metrics.lane(member),
             state: Mutex::new(State {
                 queue: Queue::new(config.lane_bytes_max),
@@ -145,13 +150,12 @@ impl Lane {
     /// sent again to the new address: the old process is gone or going, and should it have written
     /// the message, the worker knows the fragments from its log. Waiting parts go to the new address.
     pub(crate) fn redirect(&self, address: SocketAddr) {
-        let Some(target) = target(&self.member, address) else {
-            return;
-        };
         info!(member = %self.member, %address, "worker has a new address");
         // Before the cut, or the strike that it costs could be the second.
         self.lock().circuit.moved(Instant::now());
-        self.client.set_target(target);
+        if let Err(error) = self.channel.redirect(address) {
+            cannot_address(&self.member, address, &error);
+        }
         self.wake.notify_one();
     }
 
@@ -269,7 +273,8 @@ impl Lane {
         let bytes = batch.parts.iter().map(|part| part.message.len()).sum();
         let timeout = self.surroundings.config.attempt_timeout_for(bytes);
         let metadata = self.metadata(&batch.route);
-        let result = self.client.export(batch.pieces(), &metadata, timeout).await;
+        let sent = self.channel.export(batch.pieces(), &metadata, timeout);
+        let result = sent.await;
         if let Ok(response) = &result
             && let Some(theirs) = response.view
         {
@@ -288,7 +293,7 @@ impl Lane {
         let nothing: Vec<Bytes> = Vec::new();
         let timeout = surroundings.config.attempt_timeout;
         let result = self
-            .client
+            .channel
             .export(nothing, &self.metadata(&route), timeout)
             .await;
         let answer = Answer::of(result);
@@ -387,8 +392,6 @@ impl Lane {
     }
 }
 
-fn target(member: &Member, address: SocketAddr) -> Option<Target> {
-    Target::plain(address)
-        .inspect_err(|error| warn!(%member, %address, %error, "cannot address this worker"))
-        .ok()
+fn cannot_address(member: &Member, address: SocketAddr, error: &AddressError) {
+    warn!(%member, %address, %error, "cannot address this worker");
 }

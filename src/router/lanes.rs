@@ -1,6 +1,6 @@
 //! One lane for each member of the view, and the view they were made for.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -30,7 +30,7 @@ pub(crate) struct Lanes {
 struct Known {
     surroundings: Arc<Surroundings>,
     routes: ArcSwap<Routes>,
-    by_member: Mutex<HashMap<Member, (SocketAddr, Arc<Lane>)>>,
+    by_member: Mutex<BTreeMap<Member, (SocketAddr, Arc<Lane>)>>,
 }
 
 impl Routes {
@@ -87,7 +87,7 @@ impl Lanes {
 impl Drop for Lanes {
     fn drop(&mut self) {
         self.follower.abort();
-        for (_, (_, lane)) in self.known.lock().drain() {
+        for (_, (_, lane)) in std::mem::take(&mut *self.known.lock()) {
             lane.retire();
         }
     }
@@ -114,7 +114,7 @@ impl Known {
             .map(|(member, _)| member.clone())
             .collect();
         let gone: Vec<_> = by_member
-            .extract_if(|member, _| members.binary_search(member).is_err())
+            .extract_if(.., |member, _| members.binary_search(member).is_err())
             .collect();
         // Published before lanes are emptied: whoever gets a part back must find the new view.
         self.routes.store(Arc::new(Routes {
@@ -131,7 +131,7 @@ impl Known {
         &self,
         member: &Member,
         view: &View,
-        by_member: &mut HashMap<Member, (SocketAddr, Arc<Lane>)>,
+        by_member: &mut BTreeMap<Member, (SocketAddr, Arc<Lane>)>,
     ) -> Option<Arc<Lane>> {
         let address = *view.addresses.get(member)?;
         if let Some((known, lane)) = by_member.get_mut(member) {
@@ -146,7 +146,7 @@ impl Known {
         Some(lane)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Member, (SocketAddr, Arc<Lane>)>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<Member, (SocketAddr, Arc<Lane>)>> {
         // Nothing panics while it is held, and the next view repairs what is missing.
         self.by_member
             .lock()

@@ -4,6 +4,7 @@
 //! connection a peer, made at the first need, dropped when the peer leaves the view.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,16 +13,20 @@ use bytes::Bytes;
 
 use crate::cluster::View;
 use crate::model::Member;
-use crate::net::client::{ClientConfig, ExportError, GrpcClient, Target};
+use crate::net::client::{Channel, ClientConfig, Dial, ExportError};
 use crate::net::metadata::RequestMetadata;
 
 /// How long an owner may take before its traces are held here. The sender upstream waits too: its
 /// own attempt ends at 2 s, so this must end before.
 const PASS_ON_TIMEOUT: Duration = Duration::from_millis(1500);
 
-#[derive(Debug, Default)]
+/// Each with the address that it goes to.
+type Channels = BTreeMap<Member, (SocketAddr, Arc<dyn Channel>)>;
+
+#[derive(Debug)]
 pub(crate) struct Peers {
-    clients: Mutex<BTreeMap<Member, (SocketAddr, Arc<GrpcClient>)>>,
+    dial: Arc<dyn Dial>,
+    channels: Mutex<Channels>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -33,13 +38,20 @@ pub(crate) enum PassOnError {
 }
 
 impl Peers {
+    pub(crate) fn new(dial: Arc<dyn Dial>) -> Self {
+        Self {
+            dial,
+            channels: Mutex::default(),
+        }
+    }
+
     pub(crate) async fn pass_on(
         &self,
         owner: &Member,
         message: Bytes,
         view: &View,
     ) -> Result<(), PassOnError> {
-        let client = self.client(owner, view).ok_or(PassOnError::NoAddress)?;
+        let channel = self.channel(owner, view).ok_or(PassOnError::NoAddress)?;
         let metadata = RequestMetadata {
             to: Some((owner.clone(), None)),
             hop: 1,
@@ -48,26 +60,31 @@ impl Peers {
         };
         let mut headers = http::HeaderMap::new();
         metadata.write_to(&mut headers);
-        client
+        channel
             .export(vec![message], &headers, PASS_ON_TIMEOUT)
             .await?;
         Ok(())
     }
 
-    fn client(&self, owner: &Member, view: &View) -> Option<Arc<GrpcClient>> {
+    fn channel(&self, owner: &Member, view: &View) -> Option<Arc<dyn Channel>> {
         let address = *view.addresses.get(owner)?;
         // Nothing in here panics, so a poisoned lock cannot hold a half-made map.
-        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        clients.retain(|member, _| view.addresses.contains_key(member));
-        let target = Target::plain(address).ok()?;
-        let (known, client) = clients.entry(owner.clone()).or_insert_with(|| {
-            let client = GrpcClient::new(target.clone(), ClientConfig::peer());
-            (address, Arc::new(client))
-        });
-        if *known != address {
-            *known = address;
-            client.set_target(target);
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        channels.retain(|member, _| view.addresses.contains_key(member));
+        match channels.entry(owner.clone()) {
+            Entry::Vacant(place) => {
+                let channel = self.dial.dial(address, ClientConfig::peer()).ok()?;
+                place.insert((address, channel.clone()));
+                Some(channel)
+            }
+            Entry::Occupied(mut place) => {
+                let (known, channel) = place.get_mut();
+                if *known != address {
+                    channel.redirect(address).ok()?;
+                    *known = address;
+                }
+                Some(channel.clone())
+            }
         }
-        Some(client.clone())
     }
 }

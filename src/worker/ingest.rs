@@ -2,21 +2,24 @@
 //! share, wait until all is written, pass on what belongs elsewhere.
 
 use std::collections::{BTreeSet, HashSet};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
-use crate::cluster::View;
-use crate::model::{Fingerprint, TraceId};
+use crate::cluster::{View, ViewHandle};
+use crate::model::{Fingerprint, Member, TraceId};
 use crate::net::admission::Permit;
+use crate::net::client::Dial;
 use crate::net::server::{Accepted, Ingest, IngestRequest};
 use crate::net::status::{Refusal, RefusalReason};
 use crate::wire::{
     FragmentView, Fragments, Part, RejectReason, Rejections, Scan, ScanError, ScanLimits, split,
 };
-use crate::worker::Worker;
+use crate::worker::forward::Peers;
 use crate::worker::shard::{AppendRefused, Placement};
+use crate::worker::shard_thread::ShardHandle;
+use crate::worker::{Worker, WorkerConfig, WorkerMetrics};
 
 /// A message on its way to the shards, with the bytes it costs.
 #[derive(Debug)]
@@ -63,8 +66,57 @@ pub(crate) fn shard_of(trace: TraceId, shards: usize) -> usize {
     (xxhash_rust::xxh3::xxh3_64_with_seed(trace.as_bytes(), SHARD_SEED) % shards as u64) as usize
 }
 
+/// All that a request meets on its way to the shards. The same in a process and in a simulation.
+#[derive(Debug)]
+pub(crate) struct Intake {
+    name: Member,
+    limits: ScanLimits,
+    view: ViewHandle,
+    shards: Vec<ShardHandle>,
+    peers: Arc<Peers>,
+    metrics: WorkerMetrics,
+    /// Scans and fragment lists that are warm. Bounded: a burst's surplus is dropped.
+    parsed: Mutex<Vec<(Scan, Fragments)>>,
+}
+
+const PARSED_KEPT: usize = 64;
+/// A request of some 5,000 spans. The largest ones make 40 MiB, and 64 of those would never be
+/// given back.
+const PARSED_BYTES_MAX: usize = 1 << 20;
+
 impl Ingest for Worker {
     async fn ingest(self: &Arc<Self>, request: IngestRequest) -> Result<Accepted, Refusal> {
+        let accepted = self.intake.take_in(request).await?;
+        let now = self.clock.now().unix_millis();
+        self.last_request.store(now, Ordering::Relaxed);
+        Ok(accepted)
+    }
+
+    fn fingerprint(&self) -> Fingerprint {
+        self.view.load().fingerprint()
+    }
+}
+
+impl Intake {
+    pub(crate) fn new(
+        config: &WorkerConfig,
+        view: ViewHandle,
+        shards: Vec<ShardHandle>,
+        dial: Arc<dyn Dial>,
+        metrics: WorkerMetrics,
+    ) -> Self {
+        Self {
+            name: config.name.clone(),
+            limits: config.scan,
+            view,
+            shards,
+            peers: Arc::new(Peers::new(dial)),
+            metrics,
+            parsed: Mutex::default(),
+        }
+    }
+
+    pub(crate) async fn take_in(&self, request: IngestRequest) -> Result<Accepted, Refusal> {
         let IngestRequest {
             message,
             permit,
@@ -79,7 +131,7 @@ impl Ingest for Worker {
             ));
         }
         let (mut scan, mut fragments) = self.take_parsed();
-        if let Err(error) = scan.read(&message, &self.config.scan) {
+        if let Err(error) = scan.read(&message, &self.limits) {
             self.give_parsed((scan, fragments));
             let reason = match error {
                 ScanError::Malformed { .. } => RefusalReason::InvalidRequest,
@@ -116,8 +168,6 @@ impl Ingest for Worker {
             fragments,
             permit,
         });
-        let now = self.clock.now().unix_millis();
-        self.last_request.store(now, Ordering::Relaxed);
         let view = self.view.load();
         // A message that was passed on already, or that a router could not give to its owner, is
         // held here whatever our own ring says: it must not bounce.
@@ -144,28 +194,24 @@ impl Ingest for Worker {
         }
         Ok(accepted)
     }
-
-    fn fingerprint(&self) -> Fingerprint {
-        self.view.load().fingerprint()
-    }
 }
 
 /// Each shard's fragments, and whether their traces may begin here.
 fn all_by_shard(
-    worker: &Worker,
+    intake: &Intake,
     incoming: &Incoming,
     view: &View,
     foreign: Placement,
 ) -> Vec<Vec<(u32, Placement)>> {
-    let me = worker.index_in(view);
-    let mut shares = vec![Vec::new(); worker.shards.len()];
+    let me = view.index_of(&intake.name);
+    let mut shares = vec![Vec::new(); intake.shards.len()];
     for (number, fragment) in incoming.fragments.all().iter().enumerate() {
         let placement = if me.is_some() && view.table.owner_index(fragment.trace) == me {
             Placement::Mine
         } else {
             foreign
         };
-        shares[shard_of(fragment.trace, worker.shards.len())].push((number as u32, placement));
+        shares[shard_of(fragment.trace, intake.shards.len())].push((number as u32, placement));
     }
     shares
 }
@@ -193,7 +239,26 @@ fn parts_elsewhere(incoming: &Incoming, elsewhere: &[u32], view: &View) -> Vec<P
     parts
 }
 
-impl Worker {
+impl Intake {
+    fn take_parsed(&self) -> (Scan, Fragments) {
+        self.parsed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop()
+            .unwrap_or_default()
+    }
+
+    fn give_parsed(&self, parsed: (Scan, Fragments)) {
+        let (scan, fragments) = &parsed;
+        if scan.heap_bytes() + fragments.heap_bytes() > PARSED_BYTES_MAX {
+            return;
+        }
+        let mut kept = self.parsed.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() < PARSED_KEPT {
+            kept.push(parsed);
+        }
+    }
+
     fn count_scanned(&self, scan: &Scan) -> Accepted {
         let rejections: &Rejections = scan.rejections();
         let rejected = u64::from(rejections.total());

@@ -13,7 +13,7 @@ use crossbeam_channel::{
 };
 use tokio::sync::oneshot;
 
-use crate::model::{SteadyClock, TraceId};
+use crate::model::{Moment, SteadyClock, TraceId};
 use crate::policy::{Answer, LimitAnswers, Limits, Rules};
 use crate::worker::metrics::{PolicyCounters, WorkerMetrics};
 use crate::worker::shard::Ask;
@@ -45,12 +45,17 @@ pub(crate) struct Asking(Sender<(u16, Ask)>);
 #[derive(Debug, Clone)]
 pub(crate) struct Limiter(Sender<Control>);
 
-/// What the thread is made of, before there are shards.
-pub(crate) struct Starting {
+/// The limits with those who ask them, without a thread.
+pub(crate) struct Rounds {
     limits: Option<Limits<Asker>>,
     asks: Receiver<(u16, Ask)>,
+    /// Of the policies of these limits.
     counters: PolicyCounters,
     metrics: WorkerMetrics,
+    share: f64,
+    answers: Vec<Answer<Asker>>,
+    /// Who asked limits that are no more.
+    again: Vec<Asker>,
 }
 
 impl Asking {
@@ -62,24 +67,22 @@ impl Asking {
     }
 }
 
-pub(crate) fn prepare(
-    rules: &Rules,
-    clock: SteadyClock,
-    metrics: &WorkerMetrics,
-) -> (Asking, Starting) {
-    let limits = Limits::of(rules, clock.now());
+pub(crate) fn prepare(rules: &Rules, now: Moment, metrics: &WorkerMetrics) -> (Asking, Rounds) {
     let (sender, asks) = bounded(ASKS_MAX);
-    let starting = Starting {
-        limits,
+    let rounds = Rounds {
+        limits: Limits::of(rules, now),
         asks,
         counters: metrics.of_policies(rules),
         metrics: metrics.clone(),
+        share: 1.0,
+        answers: Vec::new(),
+        again: Vec::new(),
     };
-    (Asking(sender), starting)
+    (Asking(sender), rounds)
 }
 
-impl Starting {
-    /// `shards` by their numbers.
+impl Rounds {
+    /// Starts the thread. `shards` by their numbers.
     pub(crate) fn spawn(
         self,
         shards: Arc<[ShardHandle]>,
@@ -87,21 +90,99 @@ impl Starting {
     ) -> std::io::Result<(Limiter, JoinHandle<()>)> {
         let (sender, control) = unbounded();
         let running = Running {
-            limits: self.limits,
-            asks: self.asks,
-            counters: self.counters,
-            metrics: self.metrics,
+            rounds: self,
             control,
-            share: 1.0,
             shards,
             clock,
-            answers: Vec::new(),
-            again: Vec::new(),
         };
         let thread = std::thread::Builder::new()
             .name("limits".into())
             .spawn(move || running.run())?;
         Ok((Limiter(sender), thread))
+    }
+
+    /// Takes in what was asked, closes what is due, and tells the shards.
+    pub(crate) fn go_round(&mut self, shards: &[ShardHandle], now: Moment) {
+        self.take_asks(now);
+        if let Some(limits) = &mut self.limits {
+            limits.close(now, &mut self.answers);
+        }
+        self.answer(shards);
+    }
+
+    pub(crate) fn set_share(&mut self, share: f64, now: Moment) {
+        self.share = share;
+        if let Some(limits) = &mut self.limits {
+            limits.set_share(share, now);
+        }
+    }
+
+    /// See [`Limiter::set_rules`].
+    fn set_rules(&mut self, rules: &Rules, shards: &[ShardHandle], now: Moment) {
+        self.close_early(shards, now);
+        self.limits = match self.limits.take() {
+            Some(earlier) => earlier.succeed(rules, now, &mut self.again),
+            None => Limits::of(rules, now),
+        };
+        self.set_share(self.share, now);
+        self.answer(shards);
+        self.counters = self.metrics.of_policies(rules);
+    }
+
+    fn close_early(&mut self, shards: &[ShardHandle], now: Moment) {
+        self.take_asks(now);
+        if let Some(limits) = &mut self.limits {
+            limits.close_early(now, &mut self.answers);
+        }
+        self.answer(shards);
+    }
+
+    fn next_close(&self) -> Option<Moment> {
+        self.limits.as_ref().and_then(Limits::next_close)
+    }
+
+    fn take_asks(&mut self, now: Moment) {
+        // What comes meanwhile is for the next round: a window closes in time.
+        for _ in 0..self.asks.len() {
+            match self.asks.try_recv() {
+                Ok(ask) => self.ask(ask, now),
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn ask(&mut self, (shard, ask): (u16, Ask), now: Moment) {
+        let to = ask.waits.then_some((shard, ask.of.trace));
+        match &mut self.limits {
+            Some(limits) if limits.version() == ask.rules_version => {
+                limits.ask(ask.of, to, now, &mut self.answers);
+            }
+            // Its shard does not have the new rules yet.
+            _ => self.again.extend(to),
+        }
+    }
+
+    fn answer(&mut self, shards: &[ShardHandle]) {
+        for (shard, trace) in self.again.drain(..) {
+            shards[usize::from(shard)].ask_limits_again(trace);
+        }
+        let Some(limits) = &mut self.limits else {
+            return;
+        };
+        let version = limits.version();
+        for (policy, traces) in limits.take_beyond_burst() {
+            self.counters.beyond_burst(policy, traces);
+        }
+        let mut for_shards: Vec<Vec<(TraceId, LimitAnswers)>> = vec![Vec::new(); shards.len()];
+        for answer in self.answers.drain(..) {
+            let (shard, trace) = answer.to;
+            for_shards[usize::from(shard)].push((trace, answer.answers));
+        }
+        for (shard, answers) in shards.iter().zip(for_shards) {
+            if !answers.is_empty() {
+                shard.answer_limits(version, answers);
+            }
+        }
     }
 }
 
@@ -130,46 +211,31 @@ impl Limiter {
 }
 
 struct Running {
-    limits: Option<Limits<Asker>>,
-    asks: Receiver<(u16, Ask)>,
-    /// Of the policies of these limits.
-    counters: PolicyCounters,
-    metrics: WorkerMetrics,
+    rounds: Rounds,
     control: Receiver<Control>,
-    share: f64,
     shards: Arc<[ShardHandle]>,
     clock: SteadyClock,
-    answers: Vec<Answer<Asker>>,
-    /// Who asked limits that are no more.
-    again: Vec<Asker>,
 }
 
 impl Running {
     fn run(mut self) {
         loop {
             let now = self.clock.now();
-            let wait = self
-                .limits
-                .as_ref()
-                .and_then(Limits::next_close)
-                .map_or(IDLE, |at| at.since(now).min(IDLE));
+            let close = self.rounds.next_close();
+            let wait = close.map_or(IDLE, |at| at.since(now).min(IDLE));
             select! {
                 recv(self.control) -> control => match control {
                     Ok(control) => self.control(control),
                     Err(_) => return,
                 },
-                recv(self.asks) -> ask => match ask {
-                    Ok(ask) => self.ask(ask),
+                recv(self.rounds.asks) -> ask => match ask {
+                    Ok(ask) => self.rounds.ask(ask, self.clock.now()),
                     // No shard is left.
                     Err(_) => return,
                 },
                 default(wait) => {}
             }
-            self.take_asks();
-            if let Some(limits) = &mut self.limits {
-                limits.close(self.clock.now(), &mut self.answers);
-            }
-            self.answer();
+            self.rounds.go_round(&self.shards, self.clock.now());
             match self.control.recv_timeout(GATHERING) {
                 Ok(control) => self.control(control),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -178,85 +244,17 @@ impl Running {
         }
     }
 
-    fn take_asks(&mut self) {
-        // What comes meanwhile is for the next round: a window closes in time.
-        for _ in 0..self.asks.len() {
-            match self.asks.try_recv() {
-                Ok(ask) => self.ask(ask),
-                Err(_) => return,
-            }
-        }
-    }
-
-    fn ask(&mut self, (shard, ask): (u16, Ask)) {
-        let to = ask.waits.then_some((shard, ask.of.trace));
-        let now = self.clock.now();
-        match &mut self.limits {
-            Some(limits) if limits.version() == ask.rules_version => {
-                limits.ask(ask.of, to, now, &mut self.answers);
-            }
-            // Its shard does not have the new rules yet.
-            _ => self.again.extend(to),
-        }
-    }
-
     fn control(&mut self, control: Control) {
         let now = self.clock.now();
         match control {
-            Control::Share(share) => {
-                self.share = share;
-                if let Some(limits) = &mut self.limits {
-                    limits.set_share(share, now);
-                }
-            }
+            Control::Share(share) => self.rounds.set_share(share, now),
             Control::Rules(rules, reply) => {
-                self.close_early();
-                let earlier = self.limits.take();
-                self.limits = match earlier {
-                    Some(limits) => limits.succeed(&rules, now, &mut self.again),
-                    None => Limits::of(&rules, now),
-                };
-                if let Some(limits) = &mut self.limits {
-                    limits.set_share(self.share, now);
-                }
-                self.answer();
-                self.counters = self.metrics.of_policies(&rules);
+                self.rounds.set_rules(&rules, &self.shards, now);
                 reply.send(()).ok();
             }
             Control::CloseEarly(reply) => {
-                self.close_early();
+                self.rounds.close_early(&self.shards, now);
                 reply.send(()).ok();
-            }
-        }
-    }
-
-    fn close_early(&mut self) {
-        self.take_asks();
-        if let Some(limits) = &mut self.limits {
-            limits.close_early(self.clock.now(), &mut self.answers);
-        }
-        self.answer();
-    }
-
-    fn answer(&mut self) {
-        for (shard, trace) in self.again.drain(..) {
-            self.shards[usize::from(shard)].ask_limits_again(trace);
-        }
-        let Some(limits) = &mut self.limits else {
-            return;
-        };
-        let version = limits.version();
-        for (policy, traces) in limits.take_beyond_burst() {
-            self.counters.beyond_burst(policy, traces);
-        }
-        let mut for_shards: Vec<Vec<(TraceId, LimitAnswers)>> = vec![Vec::new(); self.shards.len()];
-        for answer in self.answers.drain(..) {
-            let (shard, trace) = answer.to;
-            for_shards[usize::from(shard)].push((trace, answer.answers));
-        }
-        for (shard, answers) in self.shards.iter().zip(for_shards) {
-            if !answers.is_empty() {
-                shard.answer_limits(version, answers);
             }
         }
     }

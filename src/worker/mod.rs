@@ -7,7 +7,7 @@
 //! `reload` changes the rules of a worker that runs, `refolder` reads back what undecided traces need for it. `footers` spares the next start
 //! time. `forward` passes on what belongs to others. `peering` knows who is there and when verdicts may be given, `exchange` is what peers ask
 //! for, `handoff` what moves between them. `simulated` runs
-//! the same shards in one thread, for `tests/crash`.
+//! the same shards in one thread, for `tests/crash` and `tests/simulation`.
 
 mod compactor;
 pub mod export;
@@ -42,5 +42,7 @@ pub use peering::{Peering, PeeringConfig, PeeringService};
 pub use peering_metrics::PeeringMetrics;
 pub use reload::{ReloadMetrics, ReloadOutcome};
 pub use shard::OnPressure;
-pub use simulated::{SimulatedAnswer, SimulatedHandoff, SimulatedReceipt, SimulatedWorker};
+pub use simulated::{
+    SimulatedAnswer, SimulatedDoor, SimulatedHandoff, SimulatedReceipt, SimulatedWorker,
+};
 pub use start::{StartError, Worker, WorkerConfig};

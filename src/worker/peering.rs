@@ -202,7 +202,7 @@ impl Peering {
     }
 
     fn handle(self: &Arc<Self>, event: Event<'_>) {
-        drop(self.take(event));
+        self.take(event);
     }
 
     /// Gives the event to the roster and does what comes of it. Returns why a hello was refused.

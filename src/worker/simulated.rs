@@ -1,6 +1,8 @@
 //! A worker in one thread, for tests: its shards, their queues and what its disk threads do, each
 //! step taken when the caller says so and at the time the caller says it is. No sockets and no
-//! exporters (whoever pulls is the backend), and no limits either. Messages of handoffs are taken and given as
+//! exporters (whoever pulls is the backend). Requests come in by
+//! [`SimulatedWorker::append`], as if the ring were this worker alone, or by its [`SimulatedDoor`], the way
+//! they come from the network. Messages of handoffs are taken and given as
 //! bytes; the network is the caller's.
 
 use std::collections::VecDeque;
@@ -9,16 +11,23 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use crate::log::{Disk, Footed, ReadError, RecoveryReport, Space, StoredFragment, Volume};
+use crate::cluster::ViewHandle;
+use crate::log::{
+    Disk, Footed, PlantedBug, ReadError, RecoveryReport, Space, StoredFragment, Volume,
+};
 use crate::model::{Decision, Extent, Member, Moment, TraceId};
 use crate::net::admission::Budget;
+use crate::net::client::Dial;
+use crate::net::server::{Accepted, IngestRequest};
+use crate::net::status::Refusal;
 use crate::policy::Rules;
 use crate::ring::Table;
 use crate::wire::ScanLimits;
 use crate::worker::compactor;
 use crate::worker::disk;
 use crate::worker::handoff::{intake, message};
-use crate::worker::ingest::{Incoming, shard_of};
+use crate::worker::ingest::{Incoming, Intake, shard_of};
+use crate::worker::limiter::{self, Rounds};
 use crate::worker::refolder::{self, Jobs};
 use crate::worker::shard::{
     AppendRefused, ExportWork, HandoffAnswer, HandoffWork, Ownership, Placement, Shard,
@@ -36,6 +45,7 @@ pub struct SimulatedWorker<D: Disk> {
     recovery: RecoveryReport,
     metrics: WorkerMetrics,
     shards: Vec<SimulatedShard>,
+    limits: Rounds,
     footed: VecDeque<Footed>,
     budget: Arc<Budget>,
     compaction_jobs: compactor::Jobs,
@@ -46,6 +56,17 @@ struct SimulatedShard {
     running: Running,
     disk: DiskEnd,
     jobs: Jobs,
+}
+
+/// Where a simulated worker's requests come in; cheap to clone. Of no use after its worker's end.
+#[derive(Debug, Clone)]
+pub struct SimulatedDoor(Arc<Intake>);
+
+impl SimulatedDoor {
+    /// As [`crate::net::server::Ingest::ingest`] of a worker; needs a runtime, and the worker's turns.
+    pub async fn take_in(&self, request: IngestRequest) -> Result<Accepted, Refusal> {
+        self.0.take_in(request).await
+    }
 }
 
 /// A message for another member, and what is to become of its content.
@@ -124,6 +145,7 @@ impl<D: Disk> SimulatedWorker<D> {
             shards,
             recovery,
         } = open(config, disk, rules, metrics, secret)?;
+        let (asking, limits) = limiter::prepare(rules, now, metrics);
         let compaction_jobs = compactor::Jobs::new();
         let start = |(number, mut shard): (usize, Shard)| {
             shard.recovered(now);
@@ -132,7 +154,7 @@ impl<D: Disk> SimulatedWorker<D> {
             let (handle, running, disk) = shard_thread::prepare(
                 number as u16,
                 shard,
-                None,
+                Some(asking.clone()),
                 refolding,
                 compaction_jobs.way(),
                 memory,
@@ -154,10 +176,59 @@ impl<D: Disk> SimulatedWorker<D> {
             recovery,
             metrics: metrics.clone(),
             shards: shards.into_iter().enumerate().map(start).collect(),
+            limits,
             footed: VecDeque::new(),
             budget: config.budget.clone(),
             compaction_jobs,
         })
+    }
+
+    /// The way in for a worker that is one of several: it finds the others by `view` and passes on
+    /// what is theirs.
+    pub fn door(
+        &self,
+        config: &WorkerConfig,
+        view: ViewHandle,
+        dial: Arc<dyn Dial>,
+        metrics: WorkerMetrics,
+    ) -> SimulatedDoor {
+        let shards = self.shards.iter().map(|shard| shard.handle.clone());
+        let intake = Intake::new(config, view, shards.collect(), dial, metrics);
+        SimulatedDoor(Arc::new(intake))
+    }
+
+    /// A round of the thread that holds the limits.
+    pub fn limit(&mut self, now: Moment) {
+        let shards: Vec<ShardHandle> = self.shards.iter().map(|it| it.handle.clone()).collect();
+        self.limits.go_round(&shards, now);
+    }
+
+    /// This worker's part of the slots, 0 to 1.
+    pub fn set_share(&mut self, share: f64, now: Moment) {
+        self.limits.set_share(share, now);
+    }
+
+    /// Until when this worker gives verdicts, from its next turns on.
+    pub fn set_deciding(&self, until: Option<Moment>) {
+        let is_careless = PlantedBug::JudgedWhileJoining.is_planted();
+        let until = if is_careless {
+            Some(Moment::NEVER)
+        } else {
+            until
+        };
+        for shard in &self.shards {
+            shard.handle.set_deciding(until);
+        }
+    }
+
+    /// Something waits for a shard's next turn.
+    pub fn is_wanted(&self, shard: usize) -> bool {
+        self.shards[shard].running.is_wanted()
+    }
+
+    /// When a shard has something to do if nothing comes in.
+    pub fn next_wakeup(&self, shard: usize) -> Option<Moment> {
+        self.shards[shard].running.shard().next_wakeup()
     }
 
     pub fn recovery(&self) -> &RecoveryReport {
@@ -210,13 +281,6 @@ impl<D: Disk> SimulatedWorker<D> {
         };
         for shard in &self.shards {
             shard.handle.set_ownership(ownership.clone());
-        }
-    }
-
-    /// Gives verdicts from its next turns on until then.
-    pub fn set_deciding(&self, until: Option<Moment>) {
-        for shard in &self.shards {
-            shard.handle.set_deciding(until);
         }
     }
 
@@ -404,6 +468,16 @@ impl<D: Disk> SimulatedWorker<D> {
     pub fn verdict(&self, trace: TraceId) -> Option<&Decision> {
         let shard = &self.shards[self.shard_of(trace)];
         shard.running.shard().verdict(trace)
+    }
+
+    /// A batch waits for [`SimulatedWorker::write`].
+    pub fn has_batch(&self, shard: usize) -> bool {
+        !self.shards[shard].disk.batches.is_empty()
+    }
+
+    pub fn undecided(&self) -> usize {
+        let shards = self.shards.iter();
+        shards.map(|shard| shard.running.shard().undecided()).sum()
     }
 
     /// Kept traces that the backend has not got.

@@ -14,11 +14,12 @@ use crate::log::{
 };
 use crate::model::{Fingerprint, Incarnation, Member, Moment, SteadyClock};
 use crate::net::admission::Budget;
+use crate::net::client::Grpc;
 use crate::net::peer::PeerClient;
 use crate::policy::Rules;
 use crate::ring::SLOTS;
 use crate::trace::DecisionMemory;
-use crate::wire::{Fragments, Scan, ScanLimits};
+use crate::wire::ScanLimits;
 use crate::worker::compactor;
 use crate::worker::dead_letters::{DeadLetters, LetterSize};
 use crate::worker::disk::AckLevel;
@@ -26,10 +27,9 @@ use crate::worker::export::Destination;
 use crate::worker::export_memory::ExportMemory;
 use crate::worker::exporter::{Begun, EXPORTERS_PER_SHARD, Exporter};
 use crate::worker::footers;
-use crate::worker::forward::Peers;
 use crate::worker::handoff::parts;
 use crate::worker::handoff::sender::{Pace, Sender};
-use crate::worker::ingest::shard_of;
+use crate::worker::ingest::{Intake, shard_of};
 use crate::worker::isolation::Trust;
 use crate::worker::labels::{Labels, RecordPolicy};
 use crate::worker::limiter::{self, Limiter};
@@ -79,7 +79,7 @@ pub struct Worker {
     pub(crate) config: WorkerConfig,
     pub(crate) view: ViewHandle,
     pub(crate) shards: Vec<ShardHandle>,
-    pub(crate) peers: Arc<Peers>,
+    pub(crate) intake: Intake,
     pub(crate) metrics: WorkerMetrics,
     space: Arc<Space>,
     letters: Arc<dyn LetterSize>,
@@ -102,22 +102,16 @@ pub struct Worker {
     pub(crate) unfinished_messages: parts::Unfinished,
     /// Unix milliseconds of the last request of clients or routers.
     pub(crate) last_request: AtomicU64,
-    /// Scans and fragment lists that are warm. Bounded: a burst's surplus is dropped.
-    parsed: Mutex<Vec<(Scan, Fragments)>>,
 }
 
 /// Read back at a time when an earlier life's traces are folded again.
 const FOLD_BYTES: u64 = 4 << 20;
-const PARSED_KEPT: usize = 64;
 /// Message buffers that are kept for the next message.
 const SPARE_MESSAGES: usize = 2;
 const SPARE_MESSAGE_BYTES_MAX: usize = 8 << 20;
 /// Of a shard's buffers for the disk about two are idle at a time, and nobody pays for those: together
 /// they are at most an eighth of the budget.
 const SPARE_BUFFERS_A_BUDGET: u64 = 16;
-/// A request of some 5,000 spans. The largest ones make 40 MiB, and 64 of those would never be
-/// given back.
-const PARSED_BYTES_MAX: usize = 1 << 20;
 
 /// A backend that is well answers within this.
 const LAST_ANSWER_WITHIN: Duration = Duration::from_secs(3);
@@ -145,7 +139,7 @@ impl Worker {
         } = open(&config, disk, &rules, &metrics, secret)?;
         let mut handles = Vec::with_capacity(shards.len());
         let mut threads = Vec::new();
-        let (asking, limits) = limiter::prepare(&rules, clock, &metrics);
+        let (asking, limits) = limiter::prepare(&rules, clock.now(), &metrics);
         let (refolding, jobs) = refolder::queue();
         let compaction_jobs = compactor::Jobs::new();
         for (number, mut shard) in shards.into_iter().enumerate() {
@@ -224,11 +218,17 @@ impl Worker {
         });
         let senders = senders.collect();
         let worker = Arc::new(Self {
+            intake: Intake::new(
+                &config,
+                view.clone(),
+                handles.clone(),
+                Arc::new(Grpc),
+                metrics.clone(),
+            ),
             name: config.name.clone(),
             config,
             view,
             shards: handles,
-            peers: Arc::default(),
             metrics,
             space,
             letters,
@@ -246,7 +246,6 @@ impl Worker {
             leaving: watch::channel(false).0,
             unfinished_messages: parts::Unfinished::default(),
             last_request: AtomicU64::new(0),
-            parsed: Mutex::default(),
         });
         let following = tokio::spawn(worker.clone().follow_ring());
         worker.lock_senders().push(following);
@@ -268,7 +267,7 @@ impl Worker {
     /// again by the process, and at every change.
     pub fn join(&self, until: Option<Moment>) -> bool {
         let view = self.view.load();
-        let until = until.filter(|_| self.index_in(&view).is_some());
+        let until = until.filter(|_| view.index_of(&self.name).is_some());
         self.divide_limits(&view);
         for shard in &self.shards {
             shard.set_deciding(until);
@@ -288,7 +287,8 @@ impl Worker {
     /// Rates are those of the whole cluster: this member's part is that of its slots.
     fn divide_limits(&self, view: &View) {
         let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
-        if let (Some((limiter, divided_by)), Some(index)) = (&mut *limiter, self.index_in(view))
+        if let (Some((limiter, divided_by)), Some(index)) =
+            (&mut *limiter, view.index_of(&self.name))
             && *divided_by != Some(view.fingerprint())
         {
             let slots = view.table.slots_by_member()[usize::from(index)];
@@ -307,15 +307,6 @@ impl Worker {
     pub fn silences(&self) -> impl Iterator<Item = Duration> {
         let now = self.clock.now();
         self.shards.iter().map(move |shard| now.since(shard.beat()))
-    }
-
-    /// Where this member stands in a view.
-    pub(crate) fn index_in(&self, view: &View) -> Option<u16> {
-        view.table
-            .members()
-            .binary_search(&self.name)
-            .ok()
-            .and_then(|index| u16::try_from(index).ok())
     }
 
     /// After the last request: decides what waits for a limit, waits until what is kept is exported, at most `deadline`, then
@@ -387,25 +378,6 @@ impl Worker {
             traces += shard.awaiting_export().await;
         }
         traces
-    }
-
-    pub(crate) fn take_parsed(&self) -> (Scan, Fragments) {
-        self.parsed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop()
-            .unwrap_or_default()
-    }
-
-    pub(crate) fn give_parsed(&self, parsed: (Scan, Fragments)) {
-        let (scan, fragments) = &parsed;
-        if scan.heap_bytes() + fragments.heap_bytes() > PARSED_BYTES_MAX {
-            return;
-        }
-        let mut kept = self.parsed.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() < PARSED_KEPT {
-            kept.push(parsed);
-        }
     }
 }
 

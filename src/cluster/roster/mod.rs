@@ -321,9 +321,7 @@ impl Roster {
                 _ => Some(Distrust::Copy),
             };
         }
-        let Some((known, _)) = self.lives.get(&caller.member) else {
-            return None;
-        };
+        let (known, _) = self.lives.get(&caller.member)?;
         match caller.incarnation.cmp(&known.incarnation) {
             std::cmp::Ordering::Less => Some(Distrust::Stale {
                 known: known.incarnation,

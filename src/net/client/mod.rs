@@ -5,6 +5,7 @@
 
 mod answer;
 mod body;
+mod channel;
 mod compress;
 mod connect;
 mod grpc;
@@ -19,6 +20,7 @@ use bytes::Bytes;
 
 use crate::model::Fingerprint;
 
+pub use channel::{Channel, Dial, Grpc};
 pub use compress::{Compression, Encoded};
 pub use connect::{Address, AddressError, Target};
 pub use grpc::GrpcClient;

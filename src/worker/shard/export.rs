@@ -173,6 +173,10 @@ impl Shard {
         }
     }
 
+    pub fn undecided(&self) -> usize {
+        self.index.undecided()
+    }
+
     pub fn awaiting_export(&self) -> usize {
         self.index.len() - self.index.undecided()
     }

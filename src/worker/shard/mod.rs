@@ -338,6 +338,7 @@ impl Shard {
             match fate {
                 SpanFate::Duplicate | SpanFate::LateDropped => {}
                 SpanFate::Forwarded => elsewhere.push(number),
+                SpanFate::Custody if PlantedBug::CustodyForgotten.is_planted() => {}
                 SpanFate::Appended | SpanFate::LateKept | SpanFate::Custody => {
                     let admitted = *admitted
                         .get_or_insert_with(|| self.space.admits(incoming.message.len() as u64));

@@ -345,6 +345,7 @@ impl Shard {
         let _ = self.decisions.carry_forward(SegmentId(0));
         self.decisions.begin_life(now);
         self.decisions.expire(now);
+        self.nothing_is_to_come(now);
         self.retained
             .make_contiguous()
             .sort_by_key(|dropped| dropped.until);
@@ -393,6 +394,25 @@ impl Shard {
             self.queue_export(trace);
         }
     }
+
+    /// The wall clock may have been set back since the last life. What it says arrived in an hour would wait
+    /// for its verdict an hour longer.
+    fn nothing_is_to_come(&mut self, now: Moment) {
+        let ahead = |(_, entry): &(TraceId, &TraceEntry)| entry.last_seen > now;
+        let traces = self.index.traces().filter(ahead);
+        let traces: Vec<TraceId> = traces.map(|(trace, _)| trace).collect();
+        for trace in traces {
+            if let Some(entry) = self.index.get_mut(trace) {
+                entry.first_seen = entry.first_seen.min(now);
+                entry.last_seen = now;
+                entry.root_seen = entry.root_seen.map(|at| at.min(now));
+            }
+        }
+        for dropped in &mut self.retained {
+            dropped.until = dropped.until.min(now + self.config.drop_retain);
+        }
+    }
+
     /// DROPs that rose to KEEP, or may: their traces are read again.
     fn recover_raised(&mut self, now: Moment) {
         let risen: Vec<(Decision, Moment)> = self

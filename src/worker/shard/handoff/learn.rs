@@ -1,6 +1,7 @@
 //! Verdicts that other members gave, and those that rose.
 
 use super::{Shard, rank};
+use crate::log::PlantedBug;
 use crate::model::{Decision, Moment, TraceId, Verdict};
 use crate::policy::Vote;
 use crate::trace::Stage;
@@ -68,6 +69,9 @@ impl Shard {
         let known = self.decisions.get(trace).map(|held| held.decision);
         if let Some(ours) = known {
             if ours.id == theirs.id && ours.verdict == theirs.verdict {
+                return Told::Known;
+            }
+            if PlantedBug::KeepNotLearned.is_planted() {
                 return Told::Known;
             }
             return match rank(theirs.verdict).cmp(&rank(ours.verdict)) {
@@ -145,6 +149,9 @@ impl Shard {
         self.note_unwritten(Unwritten::Verdict(decision));
         self.remember(decision, extent.segment);
         self.apply(decision);
+        if PlantedBug::RaisedNotTold.is_planted() {
+            return;
+        }
         for lane in self.handing.lanes.values_mut() {
             lane.decisions.push_front(trace);
         }

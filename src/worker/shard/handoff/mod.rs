@@ -62,6 +62,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::Shard;
+use crate::log::PlantedBug;
 use crate::model::{Decision, Extent, Member, Moment, TraceId, Verdict};
 use crate::policy::Rules;
 use crate::ring::Table;
@@ -246,7 +247,8 @@ impl Shard {
         now: Moment,
     ) -> Result<(), Option<Moment>> {
         if let Some(transfer) = &entry.transfer {
-            if transfer.outgoing.is_some() || transfer.is_reopening {
+            let is_away = transfer.outgoing.is_some() && !PlantedBug::JudgedUnderWay.is_planted();
+            if is_away || transfer.is_reopening {
                 return Err(None);
             }
             if transfer.more_until > now {
@@ -254,13 +256,18 @@ impl Shard {
             }
         }
         match self.handing.elsewhere(trace) {
-            Some(_) if now < due + FORCED_AFTER => Err(Some(due + FORCED_AFTER)),
+            Some(_) if now < due + FORCED_AFTER && !PlantedBug::JudgedInCustody.is_planted() => {
+                Err(Some(due + FORCED_AFTER))
+            }
             _ => Ok(()),
         }
     }
 
     /// Looks which remembered verdicts others should know.
     pub(super) fn look_for_decisions_to_tell(&mut self) {
+        if PlantedBug::VerdictsNotTold.is_planted() {
+            self.handing.next_decision = self.decisions.next_number();
+        }
         let Some(ownership) = &self.handing.ownership else {
             return;
         };

@@ -1,7 +1,7 @@
 //! The other side: generations that another member hands over.
 
 use super::{Shard, fold_rest};
-use crate::log::Commit;
+use crate::log::{Commit, PlantedBug};
 use crate::model::{Decision, FragmentHash, Moment, TraceId, Verdict};
 use crate::policy::Strategy;
 use crate::trace::{FragmentRef, Held, Stage};
@@ -96,7 +96,7 @@ impl Shard {
                 let spans = received.fragments.iter();
                 spans.map(|(number, _)| all[*number as usize].spans).sum()
             };
-            if decision.is_final() {
+            if decision.is_final() || PlantedBug::DroppedNotReopened.is_planted() {
                 self.metrics
                     .handoff
                     .received(ReceivedFate::Dropped, spans());
@@ -140,7 +140,11 @@ impl Shard {
             // All of it is exported.
             return;
         };
-        entry.merge_times(received.first_seen, received.last_seen, received.root_seen);
+        if PlantedBug::WaitBegunAnew.is_planted() {
+            entry.first_seen = now;
+        } else {
+            entry.merge_times(received.first_seen, received.last_seen, received.root_seen);
+        }
         let is_undecided = entry.stage == Stage::Undecided;
         if received.has_more {
             entry.transfer.get_or_insert_default().more_until = now + MORE_WITHIN;
@@ -172,7 +176,11 @@ impl Shard {
         let held = self.index.get(trace);
         let held = held.map_or(Held::No, |entry| entry.where_is(fragment.hash));
         let remembered = self.decisions.get(trace);
-        if held == Held::Yes || remembered.is_some_and(|it| it.exported(fragment.hash)) {
+        let is_refused = held == Held::Leaving && PlantedBug::CopyOfLeavingRefused.is_planted();
+        if held == Held::Yes
+            || is_refused
+            || remembered.is_some_and(|it| it.exported(fragment.hash))
+        {
             return ReceivedFate::Duplicate;
         }
         let (entry, begun) = self.index.begin(trace, arrival, stage, &self.rules);

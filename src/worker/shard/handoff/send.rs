@@ -5,7 +5,7 @@ use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
 use super::{HandoffAnswer, HandoffTrace, HandoffWork, Lane, Ownership, Shard};
-use crate::log::Moved;
+use crate::log::{Moved, PlantedBug};
 use crate::model::{FragmentHash, Member, Moment, TraceId};
 use crate::trace::{Folded, FragmentRef, Outgoing, Stage, TraceEntry, Transfer};
 use crate::worker::handoff::GenerationEnd;
@@ -216,6 +216,9 @@ impl Shard {
     pub fn handoff_failed(&mut self, work: HandoffWork, now: Moment) {
         // The last one first: each goes to the front of what waits.
         for trace in work.traces.iter().rev() {
+            if PlantedBug::DeletedBeforeAck.is_planted() {
+                self.moved(trace, &work.to, now);
+            }
             self.merge_back(trace.trace, trace.generation, now);
         }
         if let Some(lane) = self.handing.lanes.get_mut(&work.to) {
@@ -236,7 +239,11 @@ impl Shard {
         let Some(outgoing) = take_outgoing(entry, sent.generation) else {
             return;
         };
-        let taken = entry.take_first(outgoing.fragments as usize);
+        let mut count = outgoing.fragments as usize;
+        if PlantedBug::GenerationsMixed.is_planted() {
+            count = entry.fragments().len();
+        }
+        let taken = entry.take_first(count);
         let left: HashSet<FragmentHash> = entry.fragments().iter().map(FragmentRef::hash).collect();
         let hashes = taken.iter().map(FragmentRef::hash);
         let moved = Moved {
@@ -284,6 +291,13 @@ impl Shard {
         let Some(outgoing) = take_outgoing(entry, generation) else {
             return;
         };
+        if PlantedBug::MergeBackForgotten.is_planted() {
+            let gone = entry.take_first(outgoing.fragments as usize);
+            self.index.uncount_fragments(gone.len());
+            self.handing.under_way -= 1;
+            self.release(&by_segment(&gone));
+            return;
+        }
         // Their bytes stand in front already.
         let copies = entry.take_copies(outgoing.fragments as usize, &outgoing.copies);
         self.handing.under_way -= 1;

@@ -489,10 +489,9 @@ impl Lives {
                 verdict: decision.verdict,
                 threshold: decision.threshold,
                 policy: decision.policy,
-                ..expected[0]
             };
             assert!(
-                expected.iter().any(|it| *it == found),
+                expected.contains(&found),
                 "seed {}, {n}: {found:?}, and not {expected:?}, after {had} of {} fragments",
                 self.seed,
                 sent.len()
