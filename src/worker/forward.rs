@@ -20,10 +20,13 @@ use crate::net::metadata::RequestMetadata;
 /// own attempt ends at 2 s, so this must end before.
 const PASS_ON_TIMEOUT: Duration = Duration::from_millis(1500);
 
+/// With the address that each goes to.
+type Channels = BTreeMap<Member, (SocketAddr, Arc<dyn Channel>)>;
+
 #[derive(Debug)]
 pub(crate) struct Peers {
     dial: Arc<dyn Dial>,
-    channels: Mutex<BTreeMap<Member, (SocketAddr, Arc<dyn Channel>)>>,
+    channels: Mutex<Channels>,
 }
 
 #[derive(Debug, thiserror::Error)]
