@@ -42,6 +42,13 @@ struct Notes {
 }
 
 impl Books {
+    pub(crate) fn new(is_log_bounded: bool) -> Self {
+        Self {
+            is_log_bounded,
+            ..Self::default()
+        }
+    }
+
     pub(crate) fn violation(&mut self, what: String) {
         // One is met again at each look.
         if !self.violations.contains(&what) {

@@ -160,10 +160,7 @@ impl<'a> Lives<'a> {
         disk.die_at(dies_at);
         let shards = random.random_range(1..=3);
         let worker = start(plan, stage, &disk, shards, random.random(), 0, now);
-        let mut books = Books {
-            is_log_bounded: plan.log_segments_max.is_some(),
-            ..Books::default()
-        };
+        let mut books = Books::new(plan.log_segments_max.is_some());
         books.begin_life(shards);
         Self {
             plan,
