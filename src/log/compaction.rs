@@ -16,8 +16,8 @@ use crate::log::space::{Inner, Segment};
 use crate::log::{Disk, ReadError, Recovered, Space, SpaceConfig, Volume};
 use crate::model::{Extent, SegmentId, TraceId};
 
-/// A log that is nearer than this part of it, or two segments, to refusing clients is compacted although it is within
-/// twice what is live.
+/// A log that is nearer than this part of it, or two segments a shard, to refusing clients is compacted although it
+/// is within twice what is live.
 const TIGHT_PART: u64 = 16;
 /// The largest live share of a segment that is written anew: half of it is won, so that a byte that is copied
 /// frees another. In a log that is tight a quarter is worth it.
@@ -157,7 +157,7 @@ impl Segment {
 
 impl Inner {
     fn is_tight(&self, bound: u64, config: &SpaceConfig) -> bool {
-        let near = (bound / TIGHT_PART).max(2 * u64::from(config.segment_bytes));
+        let near = (bound / TIGHT_PART).max(config.reserve_bytes());
         self.used_bytes >= bound.saturating_sub(near)
     }
 
