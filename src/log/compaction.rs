@@ -4,7 +4,8 @@
 //! half an hour would so keep every segment that is younger than its first span, and an outage of the
 //! backend all that was dropped meanwhile. Compaction keeps a log within two times what is live in it
 //! and two segments a shard: it begins at one segment a shard, the other one is for what is under way and
-//! for files that are kept to be written over.
+//! for files that are kept to be written over. Only segments with drops that are younger than `drop_retain` may
+//! add to that: those are not moved, and a segment that has nothing else left waits for them.
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -15,8 +16,8 @@ use crate::log::space::{Inner, Segment};
 use crate::log::{Disk, ReadError, Recovered, Space, SpaceConfig, Volume};
 use crate::model::{Extent, SegmentId, TraceId};
 
-/// A log that is nearer than this part of it, or two segments, to refusing clients is compacted although it is within
-/// twice what is live.
+/// A log that is nearer than this part of it, or two segments a shard, to refusing clients is compacted although it
+/// is within twice what is live.
 const TIGHT_PART: u64 = 16;
 /// The largest live share of a segment that is written anew: half of it is won, so that a byte that is copied
 /// frees another. In a log that is tight a quarter is worth it.
@@ -156,7 +157,7 @@ impl Segment {
 
 impl Inner {
     fn is_tight(&self, bound: u64, config: &SpaceConfig) -> bool {
-        let near = (bound / TIGHT_PART).max(2 * u64::from(config.segment_bytes));
+        let near = (bound / TIGHT_PART).max(config.reserve_bytes());
         self.used_bytes >= bound.saturating_sub(near)
     }
 

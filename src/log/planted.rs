@@ -45,7 +45,8 @@ pub enum PlantedBug {
     FooterBeforeSync,
     /// Compaction lets a segment go before the copies are synced, or on disk at all.
     CopyNotAwaited,
-    /// A segment goes with the tombstones of others that are still there.
+    /// A segment goes with the tombstones of others that are still there. Not among [`PlantedBug::ALL`]: as long as
+    /// verdicts and exported hashes are remembered, longer than a run there takes, they are carried forward, too.
     TombstoneLeftBehind,
     /// Of two copies of a fragment a start holds the older one.
     OlderCopyHeld,
@@ -87,7 +88,7 @@ pub enum PlantedBug {
 
 impl PlantedBug {
     /// Those that `tests/crash` finds.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 21] = [
         Self::AckBeforeWrite,
         Self::TombstoneBeforeExport,
         Self::TornTailKept,
@@ -105,7 +106,6 @@ impl PlantedBug {
         Self::UnsyncedTakenOver,
         Self::FooterBeforeSync,
         Self::CopyNotAwaited,
-        Self::TombstoneLeftBehind,
         Self::OlderCopyHeld,
         Self::MovedNotLookedFor,
         Self::ExportsForgotten,
