@@ -172,8 +172,8 @@ fn spoilt_manifests_are_found() {
             "tailring-peer listens on :4320",
         ),
         (
-            "- name: tailring-peer\n    port",
-            "- name: peers\n    port",
+            "name: tailring-peer\n    port",
+            "name: peers\n    port",
             "no port for peers",
         ),
         (
