@@ -55,6 +55,8 @@ pub struct TraceEntry {
     pub decision: Option<Box<Decision>>,
     /// While it is between two members.
     pub transfer: Option<Box<Transfer>>,
+    /// Some of its fragments lie elsewhere than those behind them say.
+    is_relocated: bool,
     /// In the order they were appended.
     fragments: Vec<FragmentRef>,
     /// Their hashes, once there are many.
@@ -120,6 +122,7 @@ impl TraceEntry {
             folded_by: 0,
             is_asking: false,
             is_early: false,
+            is_relocated: false,
             first_seen: now,
             last_seen: now,
             root_seen: None,
@@ -267,8 +270,13 @@ impl TraceEntry {
         for held in &mut self.fragments {
             if let Some(extent) = to(held.extent()) {
                 *held = FragmentRef::new(held.hash(), extent);
+                self.is_relocated = true;
             }
         }
+    }
+
+    pub fn is_relocated(&self) -> bool {
+        self.is_relocated
     }
 
     pub fn tail(&self) -> Option<Extent> {

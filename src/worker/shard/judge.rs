@@ -9,7 +9,7 @@ use super::{Shard, Unwritten, by_segment};
 use crate::model::{Decision, Moment, SegmentId, TraceId, Verdict, VerdictId};
 use crate::policy::{Complete, LimitAnswers, Vote};
 use crate::trace::{DecideReason, Stage, TraceEntry};
-use crate::worker::shard::Retained;
+use crate::worker::shard::{Places, Retained};
 
 /// A trace that is complete asks the limits.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -223,7 +223,7 @@ impl Shard {
                     batch,
                     trace,
                     fragments: by_segment(entry.fragments()),
-                    tail: entry.tail(),
+                    places: Places::of(&entry),
                 });
             }
         }

@@ -36,7 +36,9 @@ use std::time::Duration;
 use crate::log::{Frames, GoneTrace, Moved, PlantedBug, Space, Writer};
 use crate::model::{Decision, Extent, FragmentHash, Moment, SegmentId, TraceId, Verdict};
 use crate::policy::{Folding, Rules, Strategy};
-use crate::trace::{Deadlines, DecideReason, DecisionMemory, Decisions, FragmentRef, Index, Stage};
+use crate::trace::{
+    Deadlines, DecideReason, DecisionMemory, Decisions, FragmentRef, Index, Stage, TraceEntry,
+};
 use crate::worker::ingest::Incoming;
 use crate::worker::metrics::{PolicyCounters, SpanFate, WorkerMetrics};
 use crate::worker::shard::compaction::Compaction;
@@ -206,8 +208,16 @@ struct Retained {
     batch: u64,
     trace: TraceId,
     fragments: Box<[(SegmentId, Frames)]>,
-    /// Where the last one is, which says where the one before it is.
-    tail: Option<Extent>,
+    places: Places,
+}
+
+/// Where the fragments of a dropped trace lie.
+#[derive(Debug)]
+enum Places {
+    /// The last one; each says where the one before it is.
+    Chain(Option<Extent>),
+    /// All of them: compaction wrote some anew, and no other one says where.
+    Listed(Box<[Extent]>),
 }
 
 /// What is on its way to disk: what to undo, or to write again, should it not arrive.
@@ -589,6 +599,16 @@ impl Shard {
                 .retained
                 .partition_point(|it| it.until <= dropped.until);
             self.retained.insert(at, dropped);
+        }
+    }
+}
+
+impl Places {
+    fn of(entry: &TraceEntry) -> Self {
+        if entry.is_relocated() {
+            Self::Listed(entry.fragments().iter().map(FragmentRef::extent).collect())
+        } else {
+            Self::Chain(entry.tail())
         }
     }
 }

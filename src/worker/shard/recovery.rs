@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use super::{Retained, Shard, Unwritten, by_segment};
+use super::{Places, Retained, Shard, Unwritten, by_segment};
 use crate::log::{Commit, GoneTrace, Moved, PlantedBug, Recovered, StoredFragment};
 use crate::model::{Decision, Extent, FragmentHash, Moment, SegmentId, TraceId, Verdict};
 use crate::policy::Strategy;
@@ -243,7 +243,7 @@ impl Shard {
                         batch: 0,
                         trace: decision.trace,
                         fragments: by_segment(entry.fragments()),
-                        tail: entry.tail(),
+                        places: Places::of(&entry),
                     });
                 }
             }

@@ -13,7 +13,7 @@ use crate::log::{Disk, Frames, ReadError, StoredFragment, Volume};
 use crate::model::{Decision, Extent, Moment, TraceId, Verdict};
 use crate::policy::Rules;
 use crate::trace::{Folded, FragmentRef, Stage};
-use crate::worker::shard::{Retained, by_segment};
+use crate::worker::shard::{Places, Retained, by_segment};
 
 /// A trace to be read again, and what is then to be done.
 #[derive(Debug)]
@@ -127,15 +127,17 @@ fn chain<D: Disk>(
     trace: TraceId,
     part: &Retained,
 ) -> Result<Vec<Extent>, ReadError> {
+    let mut next = match &part.places {
+        Places::Chain(last) => *last,
+        Places::Listed(all) => return Ok(all.iter().rev().copied().collect()),
+    };
     let mut found = Vec::new();
     let mut hashes = HashSet::new();
-    let mut next = part.tail;
     while let Some(extent) = next
         && hashes.len() < part.count() as usize
     {
         let stored = match read_one(volume, extent) {
             Ok(stored) if stored.trace == trace => stored,
-            // Compaction wrote an older one anew, elsewhere: what is behind it is not found.
             Ok(_) | Err(ReadError::Damaged { .. } | ReadError::Moved { .. }) => break,
             Err(ReadError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
                 break;
@@ -418,8 +420,11 @@ impl Shard {
             if part.trace == trace && !part.fragments.is_empty() {
                 // Its place stays, and has nothing to release.
                 let empty = Retained {
+                    until: part.until,
+                    batch: part.batch,
+                    trace,
                     fragments: Box::default(),
-                    ..*part
+                    places: Places::Chain(None),
                 };
                 taken.push(std::mem::replace(part, empty));
             }
