@@ -4,9 +4,8 @@
 use std::net::SocketAddr;
 
 use bytes::Bytes;
-use tailring::cluster::ToldMember;
 use tailring::cluster::roster::SyncWith;
-use tailring::model::{Identity, Incarnation, Member, MemberState};
+use tailring::model::{Identity, Incarnation, Member, MemberState, ToldMember};
 
 /// One call.
 #[derive(Debug, Clone)]
