@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::cluster::membership::{Answer, Membership};
-use crate::model::{Incarnation, Member, MemberState, ToldMember};
+use crate::model::{Incarnation, Member, MemberState};
 use crate::ring::Table;
 
 /// A worker's view that is older says nothing.
@@ -21,6 +21,19 @@ const TOLD_FRESH: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, Default)]
 pub struct Told {
     pub members: Vec<ToldMember>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ToldMember {
+    pub member: Member,
+    /// What it said of itself. `None`: nothing, DNS alone speaks of it.
+    pub said: Option<(Incarnation, MemberState)>,
+    /// Left out of the ring of the worker that says this.
+    pub suspect: bool,
+    /// Since the worker heard it.
+    pub silent: Duration,
+    pub otlp: Option<SocketAddr>,
+    pub peer: Option<SocketAddr>,
 }
 
 #[derive(Debug)]

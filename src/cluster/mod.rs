@@ -17,7 +17,7 @@ mod source;
 mod view;
 
 pub use discovery::{Discovery, DiscoveryConfig, DiscoveryMetrics, Following, Outcome};
-pub use followed::{Followed, Told};
+pub use followed::{Followed, Told, ToldMember};
 pub use membership::Answer;
 pub use publisher::Publisher;
 pub use source::{Host, PEER_PORT, Source, SourceError, StaticMember};

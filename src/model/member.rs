@@ -1,9 +1,7 @@
 //! Who is in the ring: names, incarnations, and the fingerprint of a view.
 
 use std::fmt;
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 /// A worker by its stable name: lower case, no trailing dot, printable ASCII. On Kubernetes the
 /// pod's FQDN. Its address may change; the name may not, because the ring is keyed on it.
@@ -50,20 +48,6 @@ pub enum MemberState {
     Ready,
     /// Was asked to stop: out of the ring, hands over what it holds.
     Draining,
-}
-
-/// What one worker says of a member of its cluster.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ToldMember {
-    pub member: Member,
-    /// What it said of itself. `None`: nothing, DNS alone speaks of it.
-    pub said: Option<(Incarnation, MemberState)>,
-    /// Left out of the ring of the worker that says this: it was unreachable for so long.
-    pub suspect: bool,
-    /// Since it was last heard of by hello.
-    pub silent: Duration,
-    pub otlp: Option<SocketAddr>,
-    pub peer: Option<SocketAddr>,
 }
 
 /// Identifies what a process believes about the ring: cluster, seed, ring version and names.

@@ -13,8 +13,6 @@ mod verdict;
 pub use extent::{Extent, SegmentId};
 pub use go_duration::{GoDurationError, format_go_duration, parse_go_duration};
 pub use id::{FragmentHash, SpanId, TraceId};
-pub use member::{
-    Fingerprint, Identity, Incarnation, Member, MemberError, MemberState, StoreId, ToldMember,
-};
+pub use member::{Fingerprint, Identity, Incarnation, Member, MemberError, MemberState, StoreId};
 pub use moment::{Moment, SteadyClock};
 pub use verdict::{Decision, Randomness, Threshold, Verdict, VerdictId};

@@ -11,9 +11,9 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
-use crate::cluster::{Following, Told, ViewHandle};
+use crate::cluster::{Following, Told, ToldMember, ViewHandle};
 use crate::model::Member;
-use crate::net::peer::{PeerClient, PeerMetrics, PeerTarget};
+use crate::net::peer::{ClusterView, KnownMember, PeerClient, PeerMetrics, PeerTarget};
 
 /// As workers say hello.
 const EVERY: Duration = Duration::from_secs(2);
@@ -81,11 +81,22 @@ impl Follower {
         };
         match self.client.view(&member).await {
             // Only the end of the process makes it fail.
-            Ok(view) => {
-                let members = view.members;
-                drop(self.told.send(Told { members }).await);
-            }
+            Ok(view) => drop(self.told.send(told(view)).await),
             Err(error) => debug!(%member, %error, "a worker did not say who is there"),
         }
+    }
+}
+
+fn told(view: ClusterView) -> Told {
+    let member = |it: KnownMember| ToldMember {
+        member: it.member,
+        said: it.said,
+        suspect: it.suspect,
+        silent: it.silent,
+        otlp: it.otlp,
+        peer: it.peer,
+    };
+    Told {
+        members: view.members.into_iter().map(member).collect(),
     }
 }

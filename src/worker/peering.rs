@@ -20,9 +20,10 @@ use crate::cluster::roster::{
     SyncWith,
 };
 use crate::cluster::{Answer, Publisher, ViewHandle};
-use crate::model::{Fingerprint, Identity, Member, MemberState, SteadyClock, ToldMember};
+use crate::model::{Fingerprint, Identity, Member, MemberState, SteadyClock};
 use crate::net::peer::{
-    Announced, Caller, Exchange, Hello, PeerClient, PeerError, PeerMetrics, PeerService, PeerTarget,
+    Announced, Caller, Exchange, Hello, KnownMember, PeerClient, PeerError, PeerMetrics,
+    PeerService, PeerTarget,
 };
 use crate::net::status::{Refusal, RefusalReason};
 use crate::worker::Worker;
@@ -340,8 +341,18 @@ impl PeerService for PeeringService {
         }
     }
 
-    fn view(&self) -> Vec<ToldMember> {
-        self.0.describe().into_iter().map(Into::into).collect()
+    fn view(&self) -> Vec<KnownMember> {
+        let known = |it: RosterMember| KnownMember {
+            member: it.member,
+            said: it
+                .said
+                .map(|(identity, state)| (identity.incarnation, state)),
+            suspect: it.suspect,
+            silent: it.silent.unwrap_or_default(),
+            otlp: it.otlp,
+            peer: it.peer,
+        };
+        self.0.describe().into_iter().map(known).collect()
     }
 
     async fn handoff(
@@ -369,8 +380,8 @@ fn said(hello: Hello, seen_at: IpAddr) -> Said {
 }
 
 /// Whom the peer has heard itself, and lately.
-fn hints(members: Vec<ToldMember>) -> Vec<Hint> {
-    let hint = |it: ToldMember| {
+fn hints(members: Vec<KnownMember>) -> Vec<Hint> {
+    let hint = |it: KnownMember| {
         let (_, state) = it.said?;
         let is_there = state != MemberState::Draining && !it.suspect && it.silent < TOLD_FRESH;
         let peer = it.peer.filter(|_| is_there)?;

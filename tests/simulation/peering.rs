@@ -4,8 +4,9 @@
 use std::net::SocketAddr;
 
 use bytes::Bytes;
+use tailring::cluster::ToldMember;
 use tailring::cluster::roster::SyncWith;
-use tailring::model::{Identity, Incarnation, Member, MemberState, ToldMember};
+use tailring::model::{Identity, Incarnation, Member, MemberState};
 
 /// One call.
 #[derive(Debug, Clone)]

@@ -28,7 +28,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::model::{Identity, Incarnation, Member, MemberState, Moment, ToldMember};
+use crate::model::{Identity, Incarnation, Member, MemberState, Moment};
 use crate::ring::Table;
 
 use entry::Entry;
@@ -204,20 +204,6 @@ pub struct RosterMember {
     pub silent: Option<Duration>,
     pub otlp: Option<SocketAddr>,
     pub peer: Option<SocketAddr>,
-}
-
-impl From<RosterMember> for ToldMember {
-    fn from(known: RosterMember) -> Self {
-        let said = |(identity, state): (Identity, MemberState)| (identity.incarnation, state);
-        Self {
-            member: known.member,
-            said: known.said.map(said),
-            suspect: known.suspect,
-            silent: known.silent.unwrap_or_default(),
-            otlp: known.otlp,
-            peer: known.peer,
-        }
-    }
 }
 
 /// See the module.

@@ -7,8 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use prost::Message as _;
 
-use super::{Announced, Caller, ClusterView, Hello, HelloAnswer, message};
-use crate::model::{Fingerprint, Identity, Incarnation, Member, MemberState, StoreId, ToldMember};
+use super::{Announced, Caller, ClusterView, Hello, HelloAnswer, KnownMember, message};
+use crate::model::{Fingerprint, Identity, Incarnation, Member, MemberState, StoreId};
 
 /// The methods of the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -132,7 +132,7 @@ impl Answering {
         vec![response.encode_to_vec().into()]
     }
 
-    pub(in crate::net) fn view(&self, members: &[ToldMember]) -> Vec<Bytes> {
+    pub(in crate::net) fn view(&self, members: &[KnownMember]) -> Vec<Bytes> {
         let response = message::ViewResponse {
             callee: Some(self.into()),
             members: members.iter().map(Into::into).collect(),
@@ -259,7 +259,7 @@ fn member_state(state: message::State) -> Result<MemberState, String> {
     }
 }
 
-fn known_member(message: message::ViewMember) -> Result<ToldMember, String> {
+fn known_member(message: message::ViewMember) -> Result<KnownMember, String> {
     let state = message.state();
     let said = match message.incarnation {
         0 => None,
@@ -273,7 +273,7 @@ fn known_member(message: message::ViewMember) -> Result<ToldMember, String> {
         let wrong = |_| format!("{member} has the address {text:?}; it is ip:port");
         text.parse().map(Some).map_err(wrong)
     };
-    Ok(ToldMember {
+    Ok(KnownMember {
         said,
         suspect: message.suspect,
         silent: Duration::from_millis(message.silent_millis),
@@ -329,8 +329,8 @@ impl From<&Answering> for message::Callee {
     }
 }
 
-impl From<&ToldMember> for message::ViewMember {
-    fn from(known: &ToldMember) -> Self {
+impl From<&KnownMember> for message::ViewMember {
+    fn from(known: &KnownMember) -> Self {
         let (incarnation, state) = match known.said {
             Some((incarnation, state)) => (incarnation.0, state.into()),
             None => (0, message::State::Unspecified),

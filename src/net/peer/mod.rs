@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::model::{Fingerprint, Identity, Incarnation, Member, MemberState, ToldMember};
+use crate::model::{Fingerprint, Identity, Incarnation, Member, MemberState};
 use crate::net::status::Refusal;
 
 pub use client::{PeerClient, PeerTarget};
@@ -72,6 +72,20 @@ pub struct HelloAnswer {
     pub fingerprint: Option<Fingerprint>,
 }
 
+/// One member as a worker knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownMember {
+    pub member: Member,
+    /// `None`: nothing but DNS speaks of it.
+    pub said: Option<(Incarnation, MemberState)>,
+    /// Left out of the ring because it was unreachable for so long.
+    pub suspect: bool,
+    /// Since it was last heard of by hello.
+    pub silent: Duration,
+    pub otlp: Option<SocketAddr>,
+    pub peer: Option<SocketAddr>,
+}
+
 /// What a worker knows of its cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClusterView {
@@ -79,7 +93,7 @@ pub struct ClusterView {
     pub state: MemberState,
     /// Of the callee's ring. `None` if the header was lost on its way.
     pub fingerprint: Option<Fingerprint>,
-    pub members: Vec<ToldMember>,
+    pub members: Vec<KnownMember>,
 }
 
 /// Why a call came to nothing.
@@ -125,7 +139,7 @@ pub trait PeerService: Send + Sync + 'static {
     /// `seen_at`: where the caller's connection comes from.
     fn hello(&self, hello: Hello, seen_at: IpAddr) -> Result<Hello, Refusal>;
 
-    fn view(&self) -> Vec<ToldMember>;
+    fn view(&self) -> Vec<KnownMember>;
 
     fn handoff(
         &self,

@@ -67,9 +67,9 @@ impl PeerService for Parrot {
         })
     }
 
-    fn view(&self) -> Vec<ToldMember> {
+    fn view(&self) -> Vec<KnownMember> {
         vec![
-            ToldMember {
+            KnownMember {
                 member: member("a"),
                 said: Some((Incarnation(3), MemberState::Ready)),
                 suspect: true,
@@ -77,7 +77,7 @@ impl PeerService for Parrot {
                 otlp: Some("[::1]:4317".parse().unwrap()),
                 peer: None,
             },
-            ToldMember {
+            KnownMember {
                 member: member("b"),
                 said: None,
                 suspect: false,

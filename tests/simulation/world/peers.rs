@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tailring::cluster::Told as ToldOfMembers;
 use tailring::cluster::roster::{
     Distrust, Event as RosterEvent, Listed, NoAnswer, Note, Said as RosterSaid,
 };
-use tailring::model::{Member, ToldMember};
+use tailring::cluster::{Told as ToldOfMembers, ToldMember};
+use tailring::model::Member;
 use tailring::net::client::ExportError;
 
 use super::World;
@@ -249,7 +249,19 @@ impl World<'_> {
             return Vec::new();
         };
         let known = process.roster.describe(process.clock.at(self.now()));
-        known.into_iter().map(Into::into).collect()
+        known
+            .into_iter()
+            .map(|it| ToldMember {
+                member: it.member,
+                said: it
+                    .said
+                    .map(|(identity, state)| (identity.incarnation, state)),
+                suspect: it.suspect,
+                silent: it.silent.unwrap_or_default(),
+                otlp: it.otlp,
+                peer: it.peer,
+            })
+            .collect()
     }
 
     fn follow(&mut self, number: usize) {
