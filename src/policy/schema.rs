@@ -18,6 +18,10 @@ const BLOCK_NAME: &str = "^tail_sampling(/.*)?$";
 /// Go's, without a sign.
 const DURATION: &str = r"^\+?(0|(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h))+)$";
 
+/// What a text, a number, a list or a block may be instead, or a text hold; what it stands for only the
+/// loader knows.
+const REFERENCE: &str = r"\$\{.+\}";
+
 /// The whole schema: a block bare, under its own name, or inside a Collector configuration.
 pub fn schema() -> Value {
     let mut definitions = json!({
@@ -52,6 +56,15 @@ pub fn schema() -> Value {
             TYPES
                 .into_iter()
                 .map(|name| (name.to_owned(), block_of(name))),
+        );
+        definitions.values_mut().for_each(allow_references);
+        definitions.insert(
+            "reference".to_owned(),
+            json!({
+                "type": "string",
+                "pattern": REFERENCE,
+                "description": "What an environment variable says: ${env:NAME} or ${env:NAME:-default}."
+            }),
         );
     }
     json!({
@@ -138,7 +151,8 @@ fn policy(at_top: bool) -> Value {
     let mut blocks = Vec::new();
     for name in TYPES {
         properties[name] = json!({"description": summary(name)});
-        let mut then = json!({"properties": {name: {"$ref": format!("#/$defs/{name}")}}});
+        let settings = or_reference(json!({"$ref": format!("#/$defs/{name}")}));
+        let mut then = json!({"properties": {name: settings}});
         if !["always_sample", "trace_flags"].contains(&name) {
             then["required"] = json!([name]);
         }
@@ -282,7 +296,8 @@ fn block_of(name: &str) -> Value {
             );
             of["if"] =
                 json!({"required": ["hash_salt"], "properties": {"hash_salt": {"minLength": 1}}});
-            of["then"] = json!({"properties": {"mode": {"const": "hash_seed"}}});
+            of["then"] =
+                json!({"properties": {"mode": or_reference(json!({"const": "hash_seed"}))}});
             of
         }
         "rate_limiting" => closed(
@@ -365,6 +380,44 @@ fn conditions() -> Value {
         {"required": ["spanevent"], "properties": {"spanevent": some}}
     ]);
     of
+}
+
+/// Values of this schema, and what is in them, may be references. Conditions on values are left alone: a
+/// text is no number that is too small.
+fn allow_references(schema: &mut Value) {
+    let Value::Object(schema) = schema else {
+        return;
+    };
+    let properties = schema.get_mut("properties").and_then(Value::as_object_mut);
+    let properties = properties.into_iter().flat_map(|it| it.values_mut());
+    for value in properties.collect::<Vec<_>>() {
+        allow_references(value);
+        *value = or_reference(value.take());
+    }
+    if let Some(items) = schema.get_mut("items") {
+        allow_references(items);
+        *items = or_reference(items.take());
+    }
+}
+
+fn or_reference(mut schema: Value) -> Value {
+    let is_any_text = schema["type"] == "string" && schema.get("pattern").is_none();
+    let is_anything = schema
+        .as_object()
+        .is_some_and(|it| it.keys().all(|key| key == "description"));
+    if is_any_text || is_anything {
+        return schema;
+    }
+    let mut either = json!({"anyOf": [null, {"$ref": "#/$defs/reference"}]});
+    // Where editors look for it.
+    if let Some(description) = schema
+        .as_object_mut()
+        .and_then(|it| it.remove("description"))
+    {
+        either["description"] = description;
+    }
+    either["anyOf"][0] = schema;
+    either
 }
 
 /// Keys that are not here are refused.

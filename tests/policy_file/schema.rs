@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use boon::{Compiler, SchemaIndex, Schemas};
 use serde_json::{Value, json};
-use tailring::policy::{Mistake, parse, schema};
+use tailring::policy::{Mistake, parse, parse_in, schema};
 
 /// Every setting and every key of every block, as far as they go together.
 const EVERYTHING: &str = r#"
@@ -155,7 +155,7 @@ fn every_setting_of_the_loader_is_in_the_schema_and_no_other() {
         .iter()
         .filter(|key| !["name", "type"].contains(&key.as_str()))
         .collect();
-    let listed = schema.pointer("/$defs/policy/properties/type/enum");
+    let listed = schema.pointer("/$defs/policy/properties/type/anyOf/0/enum");
     assert_eq!(listed, Some(&json!(types)));
     for kind in types {
         if ["always_sample", "trace_flags"].contains(&kind.as_str()) {
@@ -171,7 +171,7 @@ fn every_setting_of_the_loader_is_in_the_schema_and_no_other() {
     }
     let part = "policies: [{name: a, type: composite, composite: {max_total_spans_per_second: 1, \
                 composite_sub_policy: [{name: b, type: trace_flags}], rate_allocation: [{zzzzzzzz: 1}]}}]";
-    let items = "/$defs/composite/properties/rate_allocation/items/properties";
+    let items = "/$defs/composite/properties/rate_allocation/anyOf/0/items/anyOf/0/properties";
     assert_eq!(known_to_the_loader(part), keys(items));
 }
 
@@ -240,6 +240,29 @@ fn whatever_is_changed_the_schema_says_what_the_loader_says() {
     }
     assert!(disagreements.is_empty(), "{}", disagreements.join("\n"));
     assert!(taken > 200 && refused > 1_000, "{taken} {refused}");
+}
+
+/// A number, a switch, a choice, a list, a block: the loader reads it from a variable, and an editor is to take that.
+#[test]
+fn a_variable_may_stand_for_every_value() {
+    let checker = Checker::new();
+    let whole = as_json(EVERYTHING);
+    let mut tried = 0;
+    for pointer in pointers(&whole) {
+        // Whatever a variable holds, the block itself is written down.
+        let Some(value) = whole.pointer(&pointer).filter(|_| !pointer.is_empty()) else {
+            continue;
+        };
+        let held = value.as_str().map_or(value.to_string(), str::to_owned);
+        let mut file = whole.clone();
+        *file.pointer_mut(&pointer).expect("there") = json!("${env:HELD}");
+        let variable = |name: &str| (name == "HELD").then(|| held.clone());
+        let taken = parse_in(&variable, &file.to_string());
+        assert!(taken.is_ok(), "{pointer}: {taken:?}");
+        assert_eq!(checker.refusal(&file), None, "{pointer}");
+        tried += 1;
+    }
+    assert!(tried > 150, "{tried}");
 }
 
 /// Of everything in it, itself included.
