@@ -148,10 +148,11 @@ impl Books {
         }
     }
 
-    /// A disk is gone with all that was on it and nowhere else: nobody promised more.
-    pub(crate) fn disk_lost(&mut self) {
-        let acknowledged = self.acknowledged.keys();
-        let gone = acknowledged.filter(|span| !self.delivered.contains_key(span));
+    /// A disk is gone with all that was on it and nowhere else: nobody promised more. `promised`: spans for
+    /// which a worker has said OK, though their clients may hear of it later.
+    pub(crate) fn disk_lost(&mut self, promised: &BTreeSet<usize>) {
+        let taken = self.acknowledged.keys().chain(promised);
+        let gone = taken.filter(|span| !self.delivered.contains_key(span));
         self.lost_with_disk.extend(gone);
         // Verdicts were on it, too.
         self.forgotten_with_disk.extend(self.first_sent.keys());

@@ -6,7 +6,7 @@
 //! out of here one by one.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -14,6 +14,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use prost::Message as _;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use tailring::cluster::roster::SyncWith;
@@ -151,6 +153,7 @@ struct State {
     called: u64,
     /// Processes that are there, with the moment until which each does nothing.
     alive: BTreeMap<Life, Millis>,
+    promised: BTreeSet<usize>,
 }
 
 #[derive(Debug)]
@@ -207,6 +210,7 @@ impl Network {
                 calls: BTreeMap::new(),
                 called: 0,
                 alive: BTreeMap::new(),
+                promised: BTreeSet::new(),
             }),
             began: Instant::now(),
             sooner: Notify::new(),
@@ -384,6 +388,23 @@ impl Network {
         }
         drop(state);
         self.0.sooner.notify_one();
+    }
+
+    /// A worker says OK for what is in this request. Whether its client ever hears of it is another question.
+    pub(crate) fn promise(&self, request: &[u8]) {
+        let request = ExportTraceServiceRequest::decode(request).expect("a worker took it");
+        let resources = request.resource_spans.into_iter();
+        let scopes = resources.flat_map(|it| it.scope_spans);
+        let spans = scopes.flat_map(|it| it.spans);
+        let numbers = spans.map(|span| {
+            let id: [u8; 8] = span.span_id.try_into().expect("a worker took it");
+            u64::from_be_bytes(id) as usize - 1
+        });
+        self.state().promised.extend(numbers);
+    }
+
+    pub(crate) fn promised(&self) -> BTreeSet<usize> {
+        self.state().promised.clone()
     }
 
     /// The call is over for who made it. `None` if it was over already.

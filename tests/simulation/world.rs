@@ -359,8 +359,12 @@ impl<'a> World<'a> {
                 if let Some(process) = &mut self.workers[number].process {
                     process.last_request = now;
                     let (door, view) = (process.door.clone(), process.view.clone());
+                    let message = request.message.clone();
                     let task = tokio::spawn(async move {
                         let result = door.take_in(request).await;
+                        if result.is_ok() {
+                            network.promise(&message);
+                        }
                         let view = view.load().fingerprint();
                         network.answer(call, host, answer_of(result, view));
                     });

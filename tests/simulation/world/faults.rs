@@ -30,7 +30,7 @@ impl World<'_> {
             }
             Fault::LoseDisk { worker, down } => {
                 self.end_worker(worker, true);
-                self.books.disk_lost();
+                self.books.disk_lost(&self.network.promised());
                 let disk = SimulatedDisk::new(self.random.random());
                 let store = StoreId(self.random.random());
                 self.workers[worker].disk = disk;
