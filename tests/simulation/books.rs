@@ -41,9 +41,6 @@ pub(crate) struct Books {
 /// A trace that moves to a worker that comes is judged so much later at most, if nothing goes wrong.
 const LATE_MOST: Millis = 8_000;
 
-/// A KEEP that rose is known to every member that can be reached so much later.
-const TOLD_WITHIN: Millis = 10_000;
-
 /// One verdict as it was first seen.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Given {
@@ -60,8 +57,6 @@ pub(crate) struct Account {
     pub(crate) gave_up: u64,
     /// Traces of which some acknowledged spans were exported and some dropped.
     pub(crate) split: Vec<usize>,
-    /// Traces whose DROP rose to KEEP, with spans that had come after that DROP and are gone.
-    pub(crate) late_under_risen_drop: u64,
     /// Dropped although an error was acknowledged before.
     pub(crate) wrong: Vec<usize>,
     pub(crate) judged_twice: u64,
@@ -209,11 +204,6 @@ impl Books {
                     self.violation(what);
                 }
                 Some(_) if self.forgotten_with_disk.contains(&trace) => {}
-                // A span that came late from its client, obeyed the DROP of that moment and is not in the log: what rises
-                // the verdict afterwards does not bring it back. Told apart, and told to people, until it is appended.
-                Some(_) if self.is_exported(trace) && self.has_risen(trace, &spans) => {
-                    account.late_under_risen_drop += 1;
-                }
                 Some(_) if self.is_exported(trace) => {
                     if !plan.may_split() {
                         let story = self.story(plan, trace);
@@ -256,26 +246,6 @@ impl Books {
             }
         }
         account
-    }
-
-    /// All of these spans were acknowledged after a DROP and before every member knew the KEEP it rose to.
-    fn has_risen(&self, trace: usize, spans: &[usize]) -> bool {
-        let given = self.verdicts.get(&trace);
-        let at = |verdict| {
-            let given = given.into_iter().flat_map(BTreeMap::values);
-            given
-                .filter(|it| it.verdict == verdict)
-                .map(|it| it.at)
-                .min()
-        };
-        let (Some(dropped), Some(kept)) = (at(Verdict::Drop), at(Verdict::Keep)) else {
-            return false;
-        };
-        let is_between = |span| {
-            let heard = self.acknowledged.get(span);
-            heard.is_some_and(|heard| (dropped..kept + TOLD_WITHIN).contains(heard))
-        };
-        dropped < kept && spans.iter().all(is_between)
     }
 
     /// The product's own counters against what was seen.

@@ -46,7 +46,6 @@ struct Tally {
     delivered: u64,
     doubled: u64,
     gave_up: u64,
-    late_under_risen_drop: u64,
     by_scenario: BTreeMap<Scenario, Row>,
     /// How often rosters noted what.
     sometimes: BTreeMap<&'static str, u64>,
@@ -78,7 +77,6 @@ impl Tally {
         self.delivered += account.delivered;
         self.doubled += account.doubled;
         self.gave_up += account.gave_up;
-        self.late_under_risen_drop += account.late_under_risen_drop;
         self.counters.add(&outcome.counters);
         let row = self.by_scenario.entry(plan.scenario).or_default();
         row.seeds += 1;
@@ -108,7 +106,6 @@ impl Tally {
         self.delivered += other.delivered;
         self.doubled += other.doubled;
         self.gave_up += other.gave_up;
-        self.late_under_risen_drop += other.late_under_risen_drop;
         self.counters.add(&other.counters);
         for (scenario, row) in other.by_scenario {
             let held = self.by_scenario.entry(scenario).or_default();
@@ -129,8 +126,7 @@ impl Tally {
         eprintln!(
             "seeds {}-{}: {} violations in {seconds:.1} s\n\
              {:.1} faults, {} events and {} simulated seconds a seed\n\
-             {} spans acknowledged, {} delivered, {} of them twice; {} requests were given up\n\
-             {} traces whose DROP rose miss spans that came between the two verdicts",
+             {} spans acknowledged, {} delivered, {} of them twice; {} requests were given up",
             seeds.start(),
             seeds.end(),
             self.violations.len(),
@@ -141,7 +137,6 @@ impl Tally {
             self.delivered,
             self.doubled,
             self.gave_up,
-            self.late_under_risen_drop,
         );
         for (scenario, row) in &mut self.by_scenario {
             row.late.sort_unstable();

@@ -4,7 +4,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use super::handoff;
-use super::{RETRY_UNLINK_AFTER, RETRY_WRITE_AFTER, RETRY_WRITE_AFTER_MOST, Shard, Unwritten};
+use super::{
+    Places, RETRY_UNLINK_AFTER, RETRY_WRITE_AFTER, RETRY_WRITE_AFTER_MOST, Shard, Unwritten,
+};
 use crate::log::{DiskOp, Frames, PlantedBug};
 use crate::model::{Extent, Moment, SegmentId, TraceId};
 use crate::trace::Stage;
@@ -189,19 +191,29 @@ impl Shard {
         }
         // Dropped before its last fragments were written: what was released now must not be
         // released a second time when the rest of the trace is.
-        let places: HashMap<TraceId, usize> = self
-            .retained
-            .iter()
-            .enumerate()
-            .map(|(place, retained)| (retained.trace, place))
-            .collect();
+        let mut places: HashMap<TraceId, Vec<usize>> = HashMap::new();
+        for (place, retained) in self.retained.iter().enumerate() {
+            places.entry(retained.trace).or_default().push(place);
+        }
         for (trace, lost) in dropped {
-            let retained = places.get(&trace).and_then(|at| self.retained.get_mut(*at));
-            let counts = retained.into_iter().flat_map(|it| it.fragments.iter_mut());
-            for (segment, count) in counts {
-                if *segment == lost.segment {
-                    count.count = count.count.saturating_sub(1);
-                    count.bytes = count.bytes.saturating_sub(u64::from(lost.len));
+            let mut of_trace: Vec<usize> = places.get(&trace).cloned().unwrap_or_default();
+            // Of one trace there are several if something came after its verdict, each with a chain of its own.
+            let ends_there = |place: &usize| match self.retained.get(*place) {
+                Some(part) => matches!(part.places, Places::Chain(Some(last)) if last == lost),
+                None => false,
+            };
+            of_trace.sort_by_key(|place| !ends_there(place));
+            let bytes = u64::from(lost.len);
+            for place in of_trace {
+                let retained = self.retained.get_mut(place);
+                let mut counts = retained.into_iter().flat_map(|it| it.fragments.iter_mut());
+                let is_there = |(of, live): &&mut (SegmentId, Frames)| {
+                    *of == lost.segment && live.count > 0 && live.bytes >= bytes
+                };
+                if let Some((_, live)) = counts.find(is_there) {
+                    live.count -= 1;
+                    live.bytes -= bytes;
+                    break;
                 }
             }
         }

@@ -345,11 +345,19 @@ impl Shard {
                     },
                 },
             };
+            let retained_until = match fate {
+                SpanFate::LateDropped => self.may_rise_until(fragment.trace, now),
+                _ => None,
+            };
             match fate {
-                SpanFate::Duplicate | SpanFate::LateDropped => {}
+                SpanFate::Duplicate => {}
+                SpanFate::LateDropped if retained_until.is_none() => {}
                 SpanFate::Forwarded => elsewhere.push(number),
                 SpanFate::Custody if PlantedBug::CustodyForgotten.is_planted() => {}
-                SpanFate::Appended | SpanFate::LateKept | SpanFate::Custody => {
+                SpanFate::Appended
+                | SpanFate::LateKept
+                | SpanFate::LateDropped
+                | SpanFate::Custody => {
                     let admitted = *admitted
                         .get_or_insert_with(|| self.space.admits(incoming.message.len() as u64));
                     if !admitted {
@@ -361,7 +369,10 @@ impl Shard {
                         self.press();
                         return Err(AppendRefused::MemoryFull);
                     }
-                    self.append_one(incoming, number, fate == SpanFate::LateKept, now);
+                    match retained_until {
+                        Some(until) => self.retain_late(incoming, number, until, now),
+                        None => self.append_one(incoming, number, fate == SpanFate::LateKept, now),
+                    }
                 }
             }
             self.metrics.fate(fate, spans);
@@ -458,6 +469,36 @@ impl Shard {
         } else if begun || root_arrived {
             self.deadlines.push(deadline, trace);
         }
+    }
+
+    /// Until when what was dropped of a trace is held, if other members' evidence may raise its DROP.
+    fn may_rise_until(&self, trace: TraceId, now: Moment) -> Option<Moment> {
+        let decision = self.decisions.get(trace)?.decision;
+        let until = decision.decided_at + self.config.drop_retain;
+        (!decision.is_final() && until > now).then_some(until)
+    }
+
+    /// Dropped as the rest of its trace was, and held as that is: who sent it was told that it is safe, and the
+    /// DROP may rise.
+    fn retain_late(&mut self, incoming: &Incoming, number: u32, until: Moment, now: Moment) {
+        let view = incoming.view(number);
+        let fragment = view.fragment;
+        let trace = fragment.trace;
+        let extent = self.writer.fragment(&view, now, None);
+        self.note_unwritten(Unwritten::Fragment {
+            trace,
+            extent,
+            spans: fragment.spans,
+            span_bytes: fragment.span_bytes,
+        });
+        let batch = self.last_unwritten_batch();
+        self.retain(Retained {
+            until,
+            batch,
+            trace,
+            fragments: by_segment(&[FragmentRef::new(fragment.hash, extent)]),
+            places: Places::Chain(Some(extent)),
+        });
     }
 
     /// Decides what is complete, forgets what is old, frees what nobody needs.

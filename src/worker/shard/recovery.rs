@@ -134,6 +134,17 @@ impl Shard {
             },
             // Whoever handed it over was told that it is held: it may raise the verdict.
             Some(decision) if is_committed && !decision.is_final() => Stage::Undecided,
+            // It came late, and what raises the verdict takes it along.
+            Some(decision) if !decision.is_final() => {
+                self.retained.push_back(Retained {
+                    until: decision.decided_at + self.config.drop_retain,
+                    batch: 0,
+                    trace,
+                    fragments: by_segment(&[FragmentRef::new(hash, extent)]),
+                    places: Places::Chain(Some(extent)),
+                });
+                return;
+            }
             Some(_) => {
                 self.space.release([extent]);
                 return;

@@ -351,6 +351,36 @@ fn evidence_after_a_drop_raises_it_with_all_that_the_log_still_holds() {
 }
 
 #[test]
+fn what_comes_late_under_a_drop_goes_out_when_that_rises() {
+    for has_restarted in [false, true] {
+        let (mut a, mut b, of_b) = pair(&errors_are_kept());
+        let n = of_b[0];
+        b.append(&span(n, 2, 0, |_| ()), at(0)).unwrap();
+        b.write();
+        a.append_as(&span(n, 1, 0, failed), Placement::Custody, at(1))
+            .unwrap();
+        a.write();
+        b.tick(at(30));
+        // Twice, as of a client that heard no answer.
+        for second in [31, 32] {
+            b.append(&span(n, 3, 0, |_| ()), at(second)).unwrap();
+            assert!(b.write_at(at(second)));
+        }
+        if has_restarted {
+            b = b.restart(errors_are_kept(), at(33));
+            b.join(&ring_of(&[0, 1]), 1, at(33));
+        }
+        hand_all(&mut a, &mut b, at(60));
+        b.read_again(at(60));
+        assert_eq!(b.exports(at(60))[&trace(n)], BTreeSet::from([1, 2, 3]));
+        for second in 100..400 {
+            b.tick(at(second));
+        }
+        assert!(b.space.segments() <= 2, "nothing is held of it");
+    }
+}
+
+#[test]
 fn evidence_that_changes_nothing_stays_dropped_and_so_does_what_comes_too_late() {
     let (mut a, mut b, of_b) = pair(&errors_are_kept());
     let (n, m) = (of_b[0], of_b[1]);
