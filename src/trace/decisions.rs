@@ -204,15 +204,28 @@ impl Decisions {
     pub fn begin_life(&mut self, now: Moment) {
         self.early = None;
         let until = now + self.memory.exported_hashes;
-        for export in &mut self.exports {
+        let mut seen = HashSet::new();
+        let mut exports = std::mem::take(&mut self.exports);
+        exports.retain(|export| seen.insert(export.trace));
+        exports.retain_mut(|export| {
+            let Some(held) = self.get_mut(export.trace) else {
+                return false;
+            };
+            // Carried forward, and the record from before is still in the log, too.
+            let before = held.exported.len();
+            held.exported.sort_unstable();
+            held.exported.dedup();
+            held.exported.shrink_to_fit();
+            held.exported_until = until;
+            export.hashes = held.exported.len();
             export.until = until;
-            let hash = self.hasher.hash_one(export.trace.as_bytes());
-            let held = self
-                .table
-                .find_mut(hash, |held| held.decision.trace == export.trace);
-            if let Some(held) = held {
-                held.exported_until = until;
-            }
+            self.bytes -= (before - export.hashes) * HASH_BYTES;
+            true
+        });
+        self.exports = exports;
+        self.exported_in.clear();
+        for export in &self.exports {
+            *self.exported_in.entry(export.recorded_in).or_default() += export.hashes;
         }
     }
 
@@ -234,15 +247,23 @@ impl Decisions {
         found
     }
 
-    /// What `from` said was exported stands in another segment, too.
+    /// What `from` said was exported stands in another segment, too, and with it all else that was exported of the
+    /// same traces: it was written with it.
     pub fn exports_carried(&mut self, from: SegmentId, into: SegmentId) {
+        let of_from = self.exports.iter().filter(|it| it.recorded_in == from);
+        let carried: HashSet<TraceId> = of_from.map(|it| it.trace).collect();
         for export in &mut self.exports {
-            if export.recorded_in == from {
-                export.recorded_in = into;
+            if export.recorded_in == into || !carried.contains(&export.trace) {
+                continue;
             }
-        }
-        if let Some(hashes) = self.exported_in.remove(&from) {
-            *self.exported_in.entry(into).or_default() += hashes;
+            if let Some(hashes) = self.exported_in.get_mut(&export.recorded_in) {
+                *hashes -= export.hashes.min(*hashes);
+                if *hashes == 0 {
+                    self.exported_in.remove(&export.recorded_in);
+                }
+            }
+            export.recorded_in = into;
+            *self.exported_in.entry(into).or_default() += export.hashes;
         }
     }
 
@@ -473,6 +494,43 @@ mod tests {
         );
         decisions.expire(at(600));
         assert_eq!((found(&decisions, 5), decisions.bytes()), (0, 0));
+    }
+
+    #[test]
+    fn all_that_was_exported_of_a_trace_is_carried_forward_at_once_and_counts_once_after_a_start() {
+        let mut decisions = Decisions::new(memory(usize::MAX));
+        let kept = decision(1, at(0));
+        decisions.remember(kept, SegmentId(1));
+        for n in 0..4_u32 {
+            let hash = FragmentHash(u128::from(n));
+            decisions.note_exported(kept.trace, [hash], SegmentId(2 + n), at(10));
+        }
+        let carried = decisions.exports_in(SegmentId(2));
+        assert_eq!(carried[0].1.len(), 4);
+        decisions.exports_carried(SegmentId(2), SegmentId(9));
+        for segment in 2..6 {
+            assert_eq!(decisions.carried_bytes(SegmentId(segment)).1, 0);
+            assert!(decisions.exports_in(SegmentId(segment)).is_empty());
+        }
+        assert_eq!(
+            decisions.carried_bytes(SegmentId(9)).1,
+            4 * HASH_BYTES as u64
+        );
+        // A start that finds the old records and the new one.
+        let mut next = Decisions::new(memory(usize::MAX));
+        next.remember(kept, SegmentId(0));
+        for (_, hashes) in [&carried[..], &carried[..]].concat() {
+            next.note_exported(kept.trace, hashes, SegmentId(0), Moment::ZERO);
+        }
+        next.begin_life(at(20));
+        assert_eq!(next.exports_in(SegmentId(0))[0].1.len(), 4);
+        assert_eq!(next.carried_bytes(SegmentId(0)).1, 4 * HASH_BYTES as u64);
+        assert_eq!(next.bytes(), DECISION_BYTES + 4 * HASH_BYTES);
+        next.expire(at(320));
+        assert_eq!(
+            (next.bytes(), next.carried_bytes(SegmentId(0)).1),
+            (DECISION_BYTES, 0)
+        );
     }
 
     #[test]
