@@ -87,6 +87,8 @@ struct Attempts {
 const POLL_DNS: Millis = 2_000;
 /// How long all may take to come to rest.
 const REST_MOST: Millis = 400_000;
+/// A KEEP that rose is known to every member that can be reached so much later.
+const TOLD_WITHIN: Millis = 10_000;
 
 impl Stage {
     pub(crate) fn new() -> Self {
@@ -175,10 +177,20 @@ impl<'a> World<'a> {
         }
         self.calm_down();
         let end = self.plan.calm_at + REST_MOST;
-        while !self.is_at_rest()
-            && let Some(event) = self.network.next(end).await
-        {
-            self.step(event);
+        loop {
+            while !self.is_at_rest()
+                && let Some(event) = self.network.next(end).await
+            {
+                self.step(event);
+            }
+            // Verdicts may be on their way to who holds what they were given on.
+            let told_at = end.min(self.now() + TOLD_WITHIN);
+            while let Some(event) = self.network.next(told_at).await {
+                self.step(event);
+            }
+            if self.is_at_rest() || told_at == end {
+                break;
+            }
         }
         if !self.is_at_rest() {
             let what = self.unrest();
