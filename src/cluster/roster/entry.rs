@@ -20,8 +20,8 @@ pub(super) struct Entry {
     hint: Option<SocketAddr>,
     pub(super) hello_due: Moment,
     hello_under_way: bool,
-    /// A hello of ours ended, whichever way, since the last joining began.
-    pub(super) tried: bool,
+    /// Hellos of ours that ended, whichever way, since the last joining began.
+    pub(super) tried: u32,
     pub(super) sync: SyncState,
     in_ring: bool,
 }
@@ -61,7 +61,7 @@ impl Entry {
             hint: None,
             hello_due: now,
             hello_under_way: false,
-            tried: false,
+            tried: 0,
             sync: SyncState::Due(Moment::ZERO),
             in_ring: false,
         }
@@ -133,7 +133,6 @@ impl Entry {
         }
         if answered {
             self.answered_at = Some(now);
-            self.tried = true;
             self.hello_ended();
         }
         self.said = Some(said);
@@ -144,6 +143,7 @@ impl Entry {
     }
 
     pub(super) fn hello_ended(&mut self) {
+        self.tried = self.tried.saturating_add(1);
         self.hello_under_way = false;
     }
 

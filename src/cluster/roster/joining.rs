@@ -2,11 +2,15 @@
 //!
 //! While a worker was away others held its traces, and may have given verdicts. So after a start, after a
 //! stall, and after a time in which no peer answered, it asks every reachable peer what it holds, and gives no verdict
-//! before they all have told. Who is not reachable is not waited for.
+//! before they all have told. Who does not answer two hellos is not waited for.
 
 use super::entry::SyncState;
 use super::{Effects, Event, Note, Roster, SyncWith};
 use crate::model::Moment;
+
+/// So many hellos must end without an answer before a peer is left out. One may be late: in a simulated run it took more
+/// than its second, the peer held a verdict, and the trace was judged a second time.
+const HELLOS_TRIED: u32 = 2;
 
 #[derive(Debug)]
 pub(super) enum Phase {
@@ -65,7 +69,7 @@ impl Roster {
         self.phase = Phase::Joining(Joining { since: now });
         for entry in self.others.values_mut() {
             entry.sync = SyncState::Due(now);
-            entry.tried = false;
+            entry.tried = 0;
         }
         self.say_hello_to_all(now, effects);
     }
@@ -107,7 +111,7 @@ impl Roster {
             }
             expected = true;
             if !entry.is_reachable(now, &self.config) {
-                waits |= !entry.tried;
+                waits |= entry.tried < HELLOS_TRIED;
                 continue;
             }
             reachable = true;

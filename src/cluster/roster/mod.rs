@@ -447,7 +447,6 @@ impl Roster {
         if distrust.is_some() {
             if answered && let Some(entry) = self.others.get_mut(&member) {
                 entry.hello_ended();
-                entry.tried = true;
             }
             effects.refused = distrust;
             return self.note_distrust(member, effects);
@@ -490,7 +489,6 @@ impl Roster {
         }
         if let Some(entry) = self.others.get_mut(member) {
             entry.hello_ended();
-            entry.tried = true;
             effects.addresses_changed |= entry.drop_hint();
         }
         self.refresh(member, now, effects);

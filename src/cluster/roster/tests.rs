@@ -359,6 +359,12 @@ fn joining_waits_for_what_every_reachable_peer_has_and_for_no_other() {
     assert_eq!(desk.asked(), "a b");
     assert_eq!(desk.state(), MemberState::Joining);
     desk.synced("b");
+    assert_eq!(
+        desk.state(),
+        MemberState::Joining,
+        "dead may only have been late"
+    );
+    desk.not_answered("dead");
     assert_eq!(desk.state(), MemberState::Ready);
     assert!(desk.noted(&Note::Ready { forced: false }));
 }
