@@ -24,8 +24,11 @@ const TRAILER_BYTES: usize = FRAME_HEADER_BYTES + 4;
 /// The footer of a segment that is being written.
 #[derive(Debug, Default)]
 pub(super) struct Footer {
+    /// Room for the frame's header, then the entries; nothing without any.
     bytes: Vec<u8>,
     is_too_long: bool,
+    /// How long the last one was: one that grew by doubling was copied twice over.
+    last_len: usize,
 }
 
 /// What a footer says of a FRAGMENT.
@@ -73,27 +76,34 @@ impl Footer {
     }
 
     fn has_room(&mut self, bytes: usize) -> bool {
-        if self.bytes.len() + bytes > FOOTER_BYTES_MAX {
+        if self.bytes.len().max(FRAME_HEADER_BYTES) + bytes > FRAME_HEADER_BYTES + FOOTER_BYTES_MAX
+        {
             self.is_too_long = true;
         }
         if self.is_too_long {
             self.bytes = Vec::new();
+        } else if self.bytes.is_empty() {
+            self.bytes.reserve(self.last_len);
+            self.bytes.extend_from_slice(&[0; FRAME_HEADER_BYTES]);
         }
         !self.is_too_long
     }
 
-    /// The entries; `None` if they were too many. The next segment's footer begins.
+    /// What [`close`] makes a FOOTER of; `None` if the entries were too many. The next segment's footer begins.
     pub(super) fn take(&mut self) -> Option<Vec<u8>> {
-        let Self { bytes, is_too_long } = std::mem::take(self);
+        let Self {
+            bytes, is_too_long, ..
+        } = std::mem::take(self);
+        self.last_len = bytes.len();
         (!is_too_long).then_some(bytes)
     }
 }
 
-/// A FOOTER for the end of a segment that was sealed at `len`.
-pub(super) fn encode(segment: SegmentId, len: u32, entries: &[u8]) -> Vec<u8> {
-    let mut frame = Vec::with_capacity(FRAME_HEADER_BYTES + entries.len());
-    frame.extend_from_slice(&[0; FRAME_HEADER_BYTES]);
-    frame.extend_from_slice(entries);
+/// A FOOTER for the end of a segment that was sealed at `len`, of what [`Footer::take`] gave.
+pub(super) fn close(segment: SegmentId, len: u32, mut frame: Vec<u8>) -> Vec<u8> {
+    if frame.is_empty() {
+        frame.extend_from_slice(&[0; FRAME_HEADER_BYTES]);
+    }
     format::close_frame(&mut frame, segment, len, Kind::Footer);
     frame
 }

@@ -377,7 +377,7 @@ impl<D: Disk> Volume<D> {
         let Some(entries) = entries else {
             return footed(0, len);
         };
-        let frame = footer::encode(segment, len, &entries);
+        let frame = footer::close(segment, len, entries);
         let end = self.append_to_sealed(segment, len, &frame)?;
         footed(len, end)
     }
