@@ -4,8 +4,7 @@
 //! half an hour would so keep every segment that is younger than its first span, and an outage of the
 //! backend all that was dropped meanwhile. Compaction keeps a log within two times what is live in it
 //! and two segments a shard: it begins at one segment a shard, the other one is for what is under way and
-//! for files that are kept to be written over. Only segments with drops that are younger than `drop_retain` may
-//! add to that: those are not moved, and a segment that has nothing else left waits for them.
+//! for files that are kept to be written over. Live are also drops that are younger than `drop_retain`.
 
 use std::io;
 use std::sync::atomic::Ordering;

@@ -275,6 +275,11 @@ impl TraceEntry {
         }
     }
 
+    /// Following the fragments in the log from the last one to the first may miss some.
+    pub fn is_no_chain(&mut self) {
+        self.is_relocated = true;
+    }
+
     pub fn is_relocated(&self) -> bool {
         self.is_relocated
     }

@@ -87,9 +87,9 @@ pub(crate) fn carry_out<D: Disk>(
 ) -> Compacted {
     let (found, bytes) = match &job.step {
         CompactionStep::List(segment) => {
-            let traces = list(volume, *segment);
-            let bytes = traces.as_ref().map_or(0, |it| size_of_val(&it[..]));
-            (traces.map(CompactionFound::Listed), bytes as u64)
+            let fragments = list(volume, *segment);
+            let bytes = fragments.as_ref().map_or(0, |it| size_of_val(&it[..]));
+            (fragments.map(CompactionFound::Listed), bytes as u64)
         }
         CompactionStep::Read(extents) => {
             let bytes = extents.iter().map(|it| u64::from(it.len)).sum();
@@ -110,16 +110,15 @@ pub(crate) fn carry_out<D: Disk>(
     }
 }
 
-fn list<D: Disk>(volume: &Arc<Volume<D>>, segment: SegmentId) -> Option<Vec<TraceId>> {
-    let mut fragments = match volume.list(segment) {
-        Ok(fragments) => fragments,
-        Err(error) => return told(error),
-    };
-    // Each trace once, where the segment has it first: reads go forward then.
-    fragments.sort_unstable();
-    fragments.dedup_by_key(|(trace, _)| *trace);
-    fragments.sort_unstable_by_key(|(_, extent)| *extent);
-    Some(fragments.into_iter().map(|(trace, _)| trace).collect())
+fn list<D: Disk>(volume: &Arc<Volume<D>>, segment: SegmentId) -> Option<Vec<(TraceId, Extent)>> {
+    match volume.list(segment) {
+        Ok(mut fragments) => {
+            // Reads go forward then.
+            fragments.sort_unstable_by_key(|(_, extent)| *extent);
+            Some(fragments)
+        }
+        Err(error) => told(error),
+    }
 }
 
 /// Without those that are damaged.

@@ -50,7 +50,7 @@ impl Writer {
             trace: fragment.trace,
             hash: fragment.hash,
             arrival: fragment.arrival,
-            previous: None,
+            previous: fragment.previous,
             spans: fragment.spans,
             has_root: fragment.has_root,
             resource,

@@ -4,9 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use super::handoff;
-use super::{
-    Places, RETRY_UNLINK_AFTER, RETRY_WRITE_AFTER, RETRY_WRITE_AFTER_MOST, Shard, Unwritten,
-};
+use super::{RETRY_UNLINK_AFTER, RETRY_WRITE_AFTER, RETRY_WRITE_AFTER_MOST, Shard, Unwritten};
 use crate::log::{DiskOp, Frames, PlantedBug};
 use crate::model::{Extent, Moment, SegmentId, TraceId};
 use crate::trace::Stage;
@@ -198,21 +196,12 @@ impl Shard {
         for (trace, lost) in dropped {
             let mut of_trace: Vec<usize> = places.get(&trace).cloned().unwrap_or_default();
             // Of one trace there are several if something came after its verdict, each with a chain of its own.
-            let ends_there = |place: &usize| match self.retained.get(*place) {
-                Some(part) => matches!(part.places, Places::Chain(Some(last)) if last == lost),
-                None => false,
-            };
-            of_trace.sort_by_key(|place| !ends_there(place));
-            let bytes = u64::from(lost.len);
+            of_trace
+                .sort_by_key(|place| !self.retained.get(*place).is_some_and(|it| it.holds(lost)));
             for place in of_trace {
-                let retained = self.retained.get_mut(place);
-                let mut counts = retained.into_iter().flat_map(|it| it.fragments.iter_mut());
-                let is_there = |(of, live): &&mut (SegmentId, Frames)| {
-                    *of == lost.segment && live.count > 0 && live.bytes >= bytes
-                };
-                if let Some((_, live)) = counts.find(is_there) {
-                    live.count -= 1;
-                    live.bytes -= bytes;
+                let part = self.retained.get_mut(place);
+                if let Some(part) = part.filter(|it| it.may_hold(lost)) {
+                    part.lose(lost);
                     break;
                 }
             }

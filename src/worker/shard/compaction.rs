@@ -8,10 +8,10 @@
 //! What an exporter has read by then is read. What it has not is not found (`ReadError::Moved`), and it comes
 //! back for the new places ([`Shard::offer_again`]).
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
-use super::{Shard, Unwritten};
+use super::{Places, Retained, Shard, Unwritten};
 use crate::log::{GoneTrace, PlantedBug, StoredFragment};
 use crate::model::{Extent, Moment, SegmentId, TraceId};
 use crate::trace::{Coverage, FragmentRef, Stage};
@@ -55,8 +55,8 @@ pub struct CompactionAnswer {
 
 #[derive(Debug)]
 pub enum CompactionFound {
-    /// Each once.
-    Listed(Vec<TraceId>),
+    /// All of them, in their order.
+    Listed(Vec<(TraceId, Extent)>),
     /// Without those that are damaged.
     Read(Vec<StoredFragment>),
     Synced,
@@ -71,7 +71,7 @@ pub(super) struct Compaction {
     look_after: Moment,
     /// Until then no segment goes by itself: the next one holds too much that is remembered.
     pub(super) weigh_after: Moment,
-    /// Written anew; what was dropped is still young in them.
+    /// Written anew; something in them was live all the same.
     emptied: BTreeSet<SegmentId>,
     /// Left alone until then.
     not_before: BTreeMap<SegmentId, Moment>,
@@ -87,6 +87,8 @@ struct Pass {
     state: State,
     /// Those that may have live fragments in it and were not looked at.
     traces: VecDeque<TraceId>,
+    /// Those that were dropped, may rise, and are to be moved.
+    dropped: HashSet<TraceId>,
     /// What is live and not read yet.
     todo: VecDeque<Extent>,
     /// Appended, and the old place is still the one that counts.
@@ -134,7 +136,7 @@ impl Compaction {
 
     pub(super) fn bytes(&self) -> usize {
         let of_pass = |pass: &Pass| {
-            pass.traces.len() * size_of::<TraceId>()
+            (pass.traces.len() + pass.dropped.len()) * size_of::<TraceId>()
                 + pass.todo.len() * size_of::<Extent>()
                 + pass.moves.len() * size_of::<Move>()
         };
@@ -234,6 +236,7 @@ impl Shard {
                 State::New
             },
             traces: VecDeque::new(),
+            dropped: HashSet::new(),
             todo: VecDeque::new(),
             moves: Vec::new(),
             touched: BTreeSet::new(),
@@ -317,7 +320,7 @@ impl Shard {
             Some(CompactionFound::Synced) => self.settle_copies(&mut pass),
             // After a failed batch, what was asked for before it is of no use.
             Some(_) if pass.is_stuck => {}
-            Some(CompactionFound::Listed(traces)) => pass.traces = traces.into(),
+            Some(CompactionFound::Listed(fragments)) => self.begin_with(&mut pass, &fragments),
             Some(CompactionFound::Read(fragments)) => self.append_copies(&mut pass, &fragments),
             None => {
                 pass.give_up();
@@ -334,15 +337,45 @@ impl Shard {
         }
     }
 
+    /// What lies in the pass's segment. Of traces in hand it is looked up which of it is live; of dropped ones the
+    /// number is known, and only if all that is there is live they are moved.
+    fn begin_with(&self, pass: &mut Pass, fragments: &[(TraceId, Extent)]) {
+        let mut retained: HashMap<TraceId, u32> = HashMap::new();
+        for part in &self.retained {
+            let here = part.fragments.iter();
+            let here = here.filter(|(segment, live)| *segment == pass.segment && live.count > 0);
+            for (_, live) in here {
+                *retained.entry(part.trace).or_default() += live.count;
+            }
+        }
+        let mut seen: HashMap<TraceId, u32> = HashMap::new();
+        for (trace, _) in fragments {
+            let times = seen.entry(*trace).or_default();
+            *times += 1;
+            if *times == 1 {
+                pass.traces.push_back(*trace);
+            }
+        }
+        retained.retain(|trace, count| {
+            seen.get(trace) == Some(count) && self.index.get(*trace).is_none()
+        });
+        for (trace, extent) in fragments {
+            if retained.contains_key(trace) {
+                pass.todo.push_back(*extent);
+            }
+        }
+        pass.dropped = retained.into_keys().collect();
+    }
+
     fn append_copies(&mut self, pass: &mut Pass, fragments: &[StoredFragment]) {
         // What cannot be read stays where it is.
         pass.is_stuck |= fragments.len() < pass.asked;
         for fragment in fragments {
-            let Some(entry) = self.index.get(fragment.trace) else {
-                continue;
-            };
+            let entry = self.index.get(fragment.trace);
             // Exported meanwhile, perhaps.
-            if entry.place_of(fragment.hash) != Some(fragment.extent) {
+            let is_held =
+                entry.is_some_and(|it| it.place_of(fragment.hash) == Some(fragment.extent));
+            if !is_held && !pass.dropped.contains(&fragment.trace) {
                 continue;
             }
             let to = self.writer.copy(fragment);
@@ -361,10 +394,18 @@ impl Shard {
     fn settle_copies(&mut self, pass: &mut Pass) {
         let mut moves = std::mem::take(&mut pass.moves);
         moves.sort_unstable();
+        let mut parts: HashMap<TraceId, Vec<usize>> = HashMap::new();
+        if !pass.dropped.is_empty() {
+            for (place, part) in self.retained.iter().enumerate() {
+                if pass.dropped.contains(&part.trace) {
+                    parts.entry(part.trace).or_default().push(place);
+                }
+            }
+        }
         for of_trace in moves.chunk_by(|a, b| a.trace == b.trace) {
             let trace = of_trace[0].trace;
             let mut is_live = vec![false; of_trace.len()];
-            let mut kept = None;
+            let mut settled = None;
             if let Some(entry) = self.index.get_mut(trace) {
                 entry.relocate(|extent| {
                     let at = of_trace.binary_search_by_key(&extent, |it| it.from).ok()?;
@@ -372,15 +413,22 @@ impl Shard {
                     Some(of_trace[at].to)
                 });
                 if matches!(entry.stage, Stage::Kept { .. }) {
-                    kept = entry.decision.as_deref().copied();
+                    settled = entry.decision.as_deref().copied();
                 }
+            } else if let Some(dropped) = self.decisions.get(trace).map(|it| it.decision)
+                && let Some(places) = parts.get(&trace)
+            {
+                for (it, is_live) in of_trace.iter().zip(&mut is_live) {
+                    *is_live = self.relocate_dropped(places, it);
+                }
+                settled = Some(dropped);
             }
             let (live, dead): (Vec<_>, Vec<_>) = of_trace
                 .iter()
                 .zip(is_live)
                 .partition(|(_, is_live)| *is_live);
             self.space.release(live.iter().map(|(it, _)| it.from));
-            if let Some(decision) = kept.filter(|_| !live.is_empty()) {
+            if let Some(decision) = settled.filter(|_| !live.is_empty()) {
                 let segments = live.iter().map(|(it, _)| it.to.segment);
                 let written_to = self.write_verdict_beside(&decision, segments);
                 pass.touched.insert(written_to);
@@ -393,6 +441,28 @@ impl Shard {
                 self.write_gone(segment, vec![GoneTrace { trace, live }], &mut pass.touched);
             }
         }
+    }
+
+    /// One of these parts of a dropped trace held what was moved, unless it was raised meanwhile.
+    fn relocate_dropped(&mut self, places: &[usize], it: &Move) -> bool {
+        let parts = || {
+            places
+                .iter()
+                .filter_map(|place| Some((place, self.retained.get(*place)?)))
+        };
+        let holder = parts()
+            .find(|(_, part)| part.may_hold(it.from) && part.holds(it.from))
+            .or_else(|| {
+                let is_chain = |part: &Retained| !matches!(part.places, Places::Listed(_));
+                parts().find(|(_, part)| part.may_hold(it.from) && is_chain(part))
+            });
+        let place = holder.map(|(place, _)| *place);
+        let part = place.and_then(|place| self.retained.get_mut(place));
+        if let Some(part) = part {
+            part.relocate(it.from, it.to);
+            return true;
+        }
+        false
     }
 
     fn end_pass(&mut self, pass: &Pass, now: Moment) {

@@ -216,8 +216,16 @@ struct Retained {
 enum Places {
     /// The last one; each says where the one before it is.
     Chain(Option<Extent>),
+    /// The same, and compaction wrote some anew after the verdict: from there to there.
+    Moved(Box<MovedChain>),
     /// All of them: compaction wrote some anew, and no other one says where.
     Listed(Box<[Extent]>),
+}
+
+#[derive(Debug)]
+struct MovedChain {
+    last: Option<Extent>,
+    moves: Vec<(Extent, Extent)>,
 }
 
 /// What is on its way to disk: what to undo, or to write again, should it not arrive.
@@ -491,6 +499,9 @@ impl Shard {
             spans: fragment.spans,
             span_bytes: fragment.span_bytes,
         });
+        if let Some(decision) = self.decisions.get(trace).map(|it| it.decision) {
+            self.write_verdict_beside(&decision, std::iter::once(extent.segment));
+        }
         let batch = self.last_unwritten_batch();
         self.retain(Retained {
             until,
@@ -658,6 +669,85 @@ impl Retained {
     /// Its fragments.
     fn count(&self) -> u32 {
         self.fragments.iter().map(|(_, frames)| frames.count).sum()
+    }
+
+    /// Whether a fragment may be one of its: the log alone says of most.
+    fn may_hold(&self, extent: Extent) -> bool {
+        let bytes = u64::from(extent.len);
+        let mut counted = self.fragments.iter();
+        counted.any(|(of, live)| *of == extent.segment && live.count > 0 && live.bytes >= bytes)
+    }
+
+    /// Whether a fragment is known to be one of its.
+    fn holds(&self, extent: Extent) -> bool {
+        match &self.places {
+            Places::Chain(last) => *last == Some(extent),
+            Places::Moved(chain) => {
+                let there = chain
+                    .moves
+                    .iter()
+                    .rfind(|(from, _)| Some(*from) == chain.last);
+                there.map_or(chain.last, |(_, to)| Some(*to)) == Some(extent)
+            }
+            Places::Listed(all) => all.contains(&extent),
+        }
+    }
+
+    /// One of its fragments is not there any more.
+    fn lose(&mut self, extent: Extent) {
+        for (segment, live) in &mut self.fragments {
+            if *segment == extent.segment {
+                live.count = live.count.saturating_sub(1);
+                live.bytes = live.bytes.saturating_sub(u64::from(extent.len));
+            }
+        }
+    }
+
+    /// One of its fragments lies elsewhere now.
+    fn relocate(&mut self, from: Extent, to: Extent) {
+        self.lose(from);
+        let mut fragments = std::mem::take(&mut self.fragments).into_vec();
+        fragments.retain(|(_, live)| live.count > 0);
+        let there = fragments.iter_mut().find(|(of, _)| *of == to.segment);
+        match there {
+            Some((_, live)) => live.add(to),
+            None => {
+                let mut live = Frames::default();
+                live.add(to);
+                fragments.push((to.segment, live));
+            }
+        }
+        self.fragments = fragments.into();
+        match &mut self.places {
+            Places::Listed(all) => {
+                let moved = all.iter_mut().find(|it| **it == from);
+                moved.into_iter().for_each(|it| *it = to);
+            }
+            Places::Moved(chain) => chain.moved(from, to),
+            Places::Chain(last) => {
+                let mut chain = MovedChain {
+                    last: *last,
+                    moves: Vec::new(),
+                };
+                chain.moved(from, to);
+                self.places = Places::Moved(Box::new(chain));
+            }
+        }
+    }
+}
+
+impl MovedChain {
+    /// What was moved before is moved on.
+    fn moved(&mut self, from: Extent, to: Extent) {
+        match self.moves.iter_mut().find(|(_, there)| *there == from) {
+            Some((_, there)) => *there = to,
+            None => self.moves.push((from, to)),
+        }
+    }
+
+    fn place_of(&self, extent: Extent) -> Extent {
+        let there = self.moves.iter().find(|(from, _)| *from == extent);
+        there.map_or(extent, |(_, to)| *to)
     }
 }
 

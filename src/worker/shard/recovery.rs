@@ -176,6 +176,10 @@ impl Shard {
             entry.decision = decision.map(Box::new);
         }
         entry.push(FragmentRef::new(hash, extent));
+        if entry.fragments().len() > 1 {
+            // Compaction may have written any of them anew, behind younger ones.
+            entry.is_no_chain();
+        }
         entry.merge_times(arrival, arrival, has_root.then_some(arrival));
         entry.spans += spans;
         entry.span_bytes += u64::from(span_bytes);

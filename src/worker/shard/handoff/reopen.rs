@@ -127,8 +127,9 @@ fn chain<D: Disk>(
     trace: TraceId,
     part: &Retained,
 ) -> Result<Vec<Extent>, ReadError> {
-    let mut next = match &part.places {
-        Places::Chain(last) => *last,
+    let (mut next, moved) = match &part.places {
+        Places::Chain(last) => (*last, None),
+        Places::Moved(chain) => (chain.last, Some(chain)),
         Places::Listed(all) => return Ok(all.iter().rev().copied().collect()),
     };
     let mut found = Vec::new();
@@ -136,6 +137,8 @@ fn chain<D: Disk>(
     while let Some(extent) = next
         && hashes.len() < part.count() as usize
     {
+        // A copy says where the one before it was before that was moved, as all of them do.
+        let extent = moved.map_or(extent, |chain| chain.place_of(extent));
         let stored = match read_one(volume, extent) {
             Ok(stored) if stored.trace == trace => stored,
             Ok(_) | Err(ReadError::Damaged { .. } | ReadError::Moved { .. }) => break,

@@ -78,7 +78,7 @@ impl Bench {
     }
 
     /// Reads again what is to be, until nothing is.
-    fn read_again(&mut self, now: Moment) {
+    pub(super) fn read_again(&mut self, now: Moment) {
         while let Some(reopen) = self.shard.next_reopen() {
             let found = reopen.read(&self.volume).ok();
             self.shard.reopened(reopen, found, now);
@@ -87,7 +87,7 @@ impl Bench {
     }
 
     /// Traces with their span IDs that are exported now.
-    fn exports(&mut self, now: Moment) -> BTreeMap<TraceId, BTreeSet<u64>> {
+    pub(super) fn exports(&mut self, now: Moment) -> BTreeMap<TraceId, BTreeSet<u64>> {
         let mut got: BTreeMap<TraceId, BTreeSet<u64>> = BTreeMap::new();
         while let Some(work) = self.shard.pull(1 << 20, 10) {
             for export in &work.traces {
