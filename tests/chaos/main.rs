@@ -26,15 +26,21 @@ mod cluster;
 mod disks;
 #[path = "../support/dns.rs"]
 mod dns;
+mod evidence;
+mod figures;
 mod full;
 mod kills;
+mod namespaces;
 mod overload;
+mod partitions;
 #[path = "../cluster/process.rs"]
 mod process;
 mod quick;
 #[path = "../receiver/mod.rs"]
 mod receiver;
+mod ring;
 mod row;
 mod run;
 mod throttle;
 mod tmpfs;
+mod upgrades;
