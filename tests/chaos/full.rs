@@ -70,10 +70,10 @@ const ROWS: &[(&str, Show)] = &[
         Box::pin(ring::rolling_restart(scale, Duration::from_secs(8)))
     }),
     ("ring-restart-errors-1s", |scale| {
-        Box::pin(ring::rolling_restart_with_errors(scale, [1; 3]))
+        Box::pin(ring::rolling_restart_with_errors(scale, &[1; 3]))
     }),
     ("ring-restart-errors-8s", |scale| {
-        Box::pin(ring::rolling_restart_with_errors(scale, [8; 3]))
+        Box::pin(ring::rolling_restart_with_errors(scale, &[8; 3]))
     }),
     ("ring-scale", |scale| {
         Box::pin(ring::scale_out_and_in(scale))

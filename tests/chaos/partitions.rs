@@ -32,6 +32,23 @@ impl Cut {
     }
 }
 
+/// Calls that came to no end, of peers or of the router.
+async fn noticed(run: &Run, cut: Cut) -> u64 {
+    let timed_out = ["outcome=\"timed_out\""];
+    match cut {
+        Cut::BetweenWorkers => {
+            let calls = "tailring_peer_calls_total";
+            run.cluster.workers_sum(calls, &timed_out).await
+        }
+        Cut::ToWorker | Cut::FromWorker => {
+            let router = &run.cluster.routers[0];
+            router
+                .metric("tailring_router_rpcs_total", &timed_out)
+                .await
+        }
+    }
+}
+
 /// Twice: shorter than a silence that makes a worker doubt itself, and as long as is promised.
 pub async fn one_way(scale: Scale, cut: Cut) -> Row {
     let seconds = [scale.pick(2, 4), scale.pick(6, 25)];
@@ -55,6 +72,7 @@ pub async fn one_way(scale: Scale, cut: Cut) -> Row {
         Cut::FromWorker => (worker, host),
     };
     for seconds in seconds {
+        let before = noticed(&run, cut).await;
         namespaces.cut(from, to);
         // The fault's own duration.
         sleep(Duration::from_secs(seconds)).await;
@@ -67,6 +85,9 @@ pub async fn one_way(scale: Scale, cut: Cut) -> Row {
         })
         .await;
         row.recovered_in(healed.elapsed());
+        let times = noticed(&run, cut).await - before;
+        row.note(format!("{times} calls without an answer in {seconds} s"));
+        row.must(times > 0, || format!("nobody noticed {seconds} s"));
         run.goes_on(scale.pick(10_000, 100_000), PATIENCE * 4).await;
     }
     ring::ends(run, &mut row).await;
