@@ -99,7 +99,12 @@ const ROWS: &[(&str, Show)] = &[
     ("ring-old-address", |scale| {
         Box::pin(ring::an_old_address_is_reused(scale))
     }),
-    ("ring-twins", |scale| Box::pin(ring::two_of_one_name(scale))),
+    ("ring-twins-1s", |scale| {
+        Box::pin(ring::two_of_one_name(scale, 1))
+    }),
+    ("ring-twins-30s", |scale| {
+        Box::pin(ring::two_of_one_name(scale, 30))
+    }),
     ("ring-partition-workers", |scale| {
         Box::pin(partitions::one_way(scale, Cut::BetweenWorkers))
     }),

@@ -143,5 +143,5 @@ async fn strangers_at_old_addresses_get_nothing_that_is_lost() {
 
 #[tokio::test]
 async fn two_members_of_one_name_lose_and_split_nothing() {
-    shown(ring::two_of_one_name(Scale::Quick).await);
+    shown(ring::two_of_one_name(Scale::Quick, 5).await);
 }

@@ -407,10 +407,15 @@ pub async fn an_old_address_is_reused(scale: Scale) -> Row {
     row
 }
 
-/// A second process takes a worker's name, as a pod that was deleted by force and runs on. The operator stops the
-/// younger one, and starts the older one again with its data.
-pub async fn two_of_one_name(scale: Scale) -> Row {
-    let mut row = Row::new("two members of one name", Doubling::Never).splits_nothing();
+/// A second process takes a worker's name, as a pod that was deleted by force and runs on, and lives for so many seconds.
+/// The operator stops the younger one, and starts the older one again with its data.
+///
+/// Spans that the older one acknowledged just before are with nobody else until then. A twin that lives longer than
+/// `decision_wait` judges the rest of their traces itself; one that does not hands it over.
+pub async fn two_of_one_name(scale: Scale, seconds: u64) -> Row {
+    let name = format!("two members of one name for {seconds} s");
+    let doubling = scale.pick(Doubling::InFlightAtDeaths(1), Doubling::Never);
+    let mut row = Row::new(name, doubling).splits_nothing();
     let mut run = Run::start(plan(scale)).await;
     let mut twin = run.cluster.start_twin(1);
     let older = &run.cluster.workers[1];
@@ -422,10 +427,14 @@ pub async fn two_of_one_name(scale: Scale) -> Row {
     .await;
     gets_spans(&twin).await;
     // How long there are two.
-    sleep(Duration::from_secs(scale.pick(1, 30))).await;
+    sleep(Duration::from_secs(seconds)).await;
     twin.stop(STOPS_WITHIN).await;
-    // It tries for a quarter of a minute to hand over, and nobody listens to it.
-    run.cluster.workers[1].stop(STOPS_WITHIN).await;
+    let older = &mut run.cluster.workers[1];
+    match scale {
+        // It tries for a quarter of a minute to hand over, and nobody listens to it.
+        Scale::Full => older.stop(STOPS_WITHIN).await,
+        Scale::Quick => older.kill().await,
+    }
     let again = Instant::now();
     run.cluster.start_elsewhere(1);
     run.cluster.workers[1].ready().await;
