@@ -129,9 +129,13 @@ pub async fn throughput_while_growing(scale: Scale) -> Row {
     row
 }
 
+/// A connection takes 32 requests at a time: beyond it, who waits for the hung worker would keep others of the same client
+/// waiting before they are sent.
+const CONNECTIONS: usize = 32;
+
 /// Requests that a router forwards to one worker, by which.
 struct Asked {
-    client: Arc<GrpcClient>,
+    clients: Vec<Arc<GrpcClient>>,
     view: View,
 }
 
@@ -144,9 +148,12 @@ impl Asked {
         let workers = cluster.workers.iter().enumerate();
         let addresses = workers.map(|(number, worker)| (member(number), worker.grpc));
         let target = Target::plain(cluster.routers[0].grpc).unwrap();
-        let config = ClientConfig::backend(Compression::None);
+        let client = || {
+            let config = ClientConfig::backend(Compression::None);
+            Arc::new(GrpcClient::new(target.clone(), config))
+        };
         Self {
-            client: Arc::new(GrpcClient::new(target, config)),
+            clients: (0..CONNECTIONS).map(|_| client()).collect(),
             view: View::new(addresses.collect(), Seed(0), "default"),
         }
     }
@@ -156,11 +163,12 @@ impl Asked {
         let mut asking = JoinSet::new();
         let mut ticks = interval(Duration::from_secs(1) / per_second);
         let end = Instant::now() + during;
+        let mut clients = self.clients.iter().cycle();
         while Instant::now() < end {
             let due = ticks.tick().await;
             let trace = TraceId::new(rand::rng().random()).unwrap();
             let owner = self.view.table.owner_index(trace).unwrap();
-            let client = Arc::clone(&self.client);
+            let client = Arc::clone(clients.next().unwrap());
             asking.spawn(async move {
                 let plain = HeaderMap::new();
                 let answer = client.export(vec![one_span(trace)], &plain, PATIENCE);

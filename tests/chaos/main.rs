@@ -1,6 +1,7 @@
 //! Chaos on real processes: a whole installation under load is killed, stopped, filled up and
 //! starved, and the books of the load are compared with those of the backend. No acknowledged span
-//! may be lost in any row, and none doubled unless a crash or a lost answer explains it.
+//! may be lost in any row, and none doubled unless a crash or a lost answer explains it. Where the ring changes, no trace may
+//! be split either.
 //!
 //! `cargo test --test chaos` runs each row in its short form. The rows as they are meant, with a
 //! report table and the figures that only a quiet machine can hold:
