@@ -172,12 +172,6 @@ impl Tier {
         self.process = Process::start(&self.binary, &self.args, &self.dir, &self.name);
     }
 
-    /// The same by another build.
-    pub fn start_again_as(&mut self, binary: &Path) {
-        self.binary = binary.to_owned();
-        self.start_again();
-    }
-
     /// SIGTERM, and ended well.
     pub async fn stop(&mut self, within: Duration) {
         self.process.signal(Signal::TERM);
