@@ -171,6 +171,31 @@ fn every_verdict_of_a_short_demo_is_as_it_must_be() {
 }
 
 #[test]
+fn workers_that_restart_and_die_and_come_during_a_demo_lose_and_split_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = demo("--chaos --for 20s --seed 5 --output json", dir.path()).output();
+    let output = output.unwrap();
+    let found = check(&output, dir.path());
+    for count in ["workers_restarted", "workers_killed", "workers_added"] {
+        assert!(found[count].as_u64().unwrap() > 0, "{count} in {found}");
+    }
+    assert_eq!(
+        (&found["spans_lost"], &found["split"]),
+        (&0.into(), &0.into())
+    );
+    let said = String::from_utf8_lossy(&output.stderr);
+    for event in [
+        "gets SIGTERM",
+        "gets SIGKILL",
+        "is added",
+        "is ready at another address",
+        "0 lost, 0 split",
+    ] {
+        assert!(said.contains(event), "no {event}: {said}");
+    }
+}
+
+#[test]
 #[ignore = "six minutes: see the top of this file"]
 fn every_verdict_of_ten_seeds_is_as_it_must_be() {
     for seed in 1..=10 {

@@ -733,6 +733,27 @@ async fn a_sink_writes_down_who_exported_and_under_which_verdicts() {
     assert!(spoiled.spans.iter().all(|span| span.verdict.is_none()));
 }
 
+#[tokio::test]
+async fn a_sink_at_an_address_that_a_worker_had_is_not_that_worker() {
+    let flags = ["sink", "--listen", "127.0.0.1:0"];
+    let sink = Sink::start(&SinkFlags::try_parse_from(flags).unwrap().args)
+        .await
+        .unwrap();
+    let target = Target::plain(sink.grpc_address).unwrap();
+    let client = GrpcClient::new(target, ClientConfig::peer());
+    let mut headers = http::HeaderMap::new();
+    RequestMetadata {
+        to: Some((Member::parse("worker-3.workers").unwrap(), None)),
+        ..RequestMetadata::default()
+    }
+    .write_to(&mut headers);
+    let message = vec![generate(plan(Shape::Agent, 1), 1).remove(0).message];
+    let wait = std::time::Duration::from_secs(10);
+    let refused = client.export(message, &headers, wait).await.unwrap_err();
+    assert!(refused.to_string().contains("wrong_member"), "{refused}");
+    assert_eq!(sink.stop().await.unwrap().spans, 0);
+}
+
 #[test]
 fn flags_are_read_as_people_write_them_and_mistakes_say_what_to_write() {
     let plan = |flags: &str| {

@@ -44,6 +44,8 @@ const CLUSTER: &str = "test";
 /// What a worker does with a request.
 enum Reaction {
     Ok,
+    /// OK of an OTLP receiver that is no worker.
+    OkOfStranger,
     Partial(i64),
     Refuse(Status),
     /// Answers OK once the test lets one through.
@@ -138,8 +140,9 @@ impl TraceService for Worker {
         };
         let reaction = (self.state.react.lock().unwrap())(&seen);
         self.state.seen.lock().unwrap().push(seen);
+        let is_worker = !matches!(reaction, Reaction::OkOfStranger);
         let partial_success = match reaction {
-            Reaction::Ok => None,
+            Reaction::Ok | Reaction::OkOfStranger => None,
             Reaction::Partial(rejected_spans) => Some(ExportTracePartialSuccess {
                 rejected_spans,
                 error_message: "of another version".into(),
@@ -151,9 +154,12 @@ impl TraceService for Worker {
             }
             Reaction::Hang => std::future::pending().await,
         };
-        Ok(Response::new(ExportTraceServiceResponse {
-            partial_success,
-        }))
+        let mut response = Response::new(ExportTraceServiceResponse { partial_success });
+        if is_worker {
+            let view = Fingerprint(1).to_string().parse().unwrap();
+            response.metadata_mut().insert("tailring-view", view);
+        }
+        Ok(response)
     }
 }
 
@@ -987,6 +993,21 @@ async fn a_refusal_that_is_not_about_the_message_opens_the_circuit_at_once() {
         let last = workers[1].seen().pop().unwrap();
         assert_eq!(last.metadata.surrogate_for, Some(workers[0].member.clone()));
     }
+}
+
+#[tokio::test]
+async fn an_ok_of_somebody_who_is_no_worker_acknowledges_nothing() {
+    let workers = workers(&["w-0", "w-1", "w-2"]).await;
+    workers[0].react(|_| Reaction::OkOfStranger);
+    let mut fixture = Fixture::new(quick(), &workers);
+    let message = fixture.for_owner(&workers[0], "span", 10);
+    accepted(fixture.send(message).await);
+    assert_eq!(workers[1].spans().len() + workers[2].spans().len(), 1);
+    let opens = "circuit_opens_total{cause=\"refused\"}";
+    assert_eq!(fixture.metric(opens), Some(1.0));
+    // Nor does its answer to a probe say that the worker is back.
+    until("it was asked again", || workers[0].probes() > 2).await;
+    assert_eq!(fixture.of_lane("circuit_open", &workers[0]), Some(1.0));
 }
 
 #[tokio::test]

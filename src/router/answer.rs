@@ -3,6 +3,7 @@
 //! | answer                                              | several parts  | one part              | circuit |
 //! |-----------------------------------------------------|----------------|-----------------------|---------|
 //! | OK                                                  | acknowledged   | acknowledged          |         |
+//! | OK without a view: no worker says that              | stand-ins      | stand-ins             | opens   |
 //! | OK with rejected spans (a worker of another version)| part by part   | partial success       |         |
 //! | about the message: INVALID_ARGUMENT, OUT_OF_RANGE,  | part by part   | client: never         |         |
 //! | RESOURCE_EXHAUSTED for good, a handler that panicked|                |                       |         |
@@ -17,6 +18,9 @@
 //! over its neighbours would split them just when nobody has room to put them together again, and
 //! would pull the neighbours down one after another. A worker whose log *fails* is another case:
 //! it will not recover by waiting, so its traces go elsewhere.
+//!
+//! Addresses are given away again. A worker that is not meant says so itself; any other OTLP receiver says OK to whatever
+//! it is sent, and does not know how to name its view. Its OK is worth nothing to a client of ours.
 
 use crate::net::client::{ExportError, ExportResponse};
 use crate::net::status::{Refusal, RefusalReason};
@@ -44,6 +48,9 @@ pub(crate) enum Answer {
 impl Answer {
     pub(crate) fn of(result: Result<ExportResponse, ExportError>) -> Self {
         match result {
+            Ok(ExportResponse { view: None, .. }) => {
+                Self::Refused("who is there is no worker: its OK names no view".to_owned())
+            }
             Ok(response) if response.rejected_spans == 0 => Self::Acknowledged,
             Ok(response) => Self::Partial {
                 rejected_spans: response.rejected_spans,

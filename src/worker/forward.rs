@@ -33,6 +33,9 @@ pub(crate) struct Peers {
 pub(crate) enum PassOnError {
     #[error("it has no address in this view")]
     NoAddress,
+    /// An address that was given to somebody else, who says OK to everything.
+    #[error("who is there is no worker: its OK names no view")]
+    NoWorker,
     #[error(transparent)]
     Export(#[from] ExportError),
 }
@@ -60,10 +63,13 @@ impl Peers {
         };
         let mut headers = http::HeaderMap::new();
         metadata.write_to(&mut headers);
-        channel
+        let answer = channel
             .export(vec![message], &headers, PASS_ON_TIMEOUT)
             .await?;
-        Ok(())
+        match answer.view {
+            Some(_) => Ok(()),
+            None => Err(PassOnError::NoWorker),
+        }
     }
 
     fn channel(&self, owner: &Member, view: &View) -> Option<Arc<dyn Channel>> {

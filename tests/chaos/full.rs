@@ -1,13 +1,16 @@
 //! Every row as it is meant, in one go, with one table at the end.
 
 use std::pin::Pin;
+use std::time::Duration;
 
 use tokio::task::LocalSet;
 use tokio::time::Instant;
 
 use crate::overload::Door;
+use crate::partitions::{self, Cut};
+use crate::ring::{self, Lie};
 use crate::row::{Row, Scale, table};
-use crate::{backends, disks, kills, overload};
+use crate::{backends, disks, figures, kills, overload, upgrades};
 
 type Show = fn(Scale) -> Pin<Box<dyn Future<Output = Row>>>;
 
@@ -59,6 +62,67 @@ const ROWS: &[(&str, Show)] = &[
     }),
     ("overload-worker", |scale| {
         Box::pin(overload::ten_times_too_much(Door::Worker, scale))
+    }),
+    ("ring-restart-1s", |scale| {
+        Box::pin(ring::rolling_restart(scale, Duration::from_secs(1)))
+    }),
+    ("ring-restart-8s", |scale| {
+        Box::pin(ring::rolling_restart(scale, Duration::from_secs(8)))
+    }),
+    ("ring-restart-errors-1s", |scale| {
+        Box::pin(ring::rolling_restart_with_errors(scale, &[1; 3]))
+    }),
+    ("ring-restart-errors-8s", |scale| {
+        Box::pin(ring::rolling_restart_with_errors(scale, &[8; 3]))
+    }),
+    ("ring-scale", |scale| {
+        Box::pin(ring::scale_out_and_in(scale))
+    }),
+    ("ring-kill-handover", |scale| {
+        Box::pin(ring::killed_while_handing_over(scale))
+    }),
+    ("ring-dns-stale-for-one", |scale| {
+        Box::pin(ring::dns_is_wrong(scale, &[Lie::StaleForOne]))
+    }),
+    ("ring-dns-stale-for-all", |scale| {
+        Box::pin(ring::dns_is_wrong(scale, &[Lie::StaleForAll]))
+    }),
+    ("ring-dns-flapping", |scale| {
+        Box::pin(ring::dns_is_wrong(scale, &[Lie::Flapping]))
+    }),
+    ("ring-dns-lies-receiver", |scale| {
+        Box::pin(ring::dns_is_wrong(scale, &[Lie::Receiver]))
+    }),
+    ("ring-dns-lies-other-cluster", |scale| {
+        Box::pin(ring::dns_is_wrong(scale, &[Lie::OtherCluster]))
+    }),
+    ("ring-old-address", |scale| {
+        Box::pin(ring::an_old_address_is_reused(scale))
+    }),
+    ("ring-twins-1s", |scale| {
+        Box::pin(ring::two_of_one_name(scale, 1))
+    }),
+    ("ring-twins-30s", |scale| {
+        Box::pin(ring::two_of_one_name(scale, 30))
+    }),
+    ("ring-partition-workers", |scale| {
+        Box::pin(partitions::one_way(scale, Cut::BetweenWorkers))
+    }),
+    ("ring-partition-to-worker", |scale| {
+        Box::pin(partitions::one_way(scale, Cut::ToWorker))
+    }),
+    ("ring-partition-from-worker", |scale| {
+        Box::pin(partitions::one_way(scale, Cut::FromWorker))
+    }),
+    ("ring-upgrade", |scale| {
+        Box::pin(upgrades::rolling_upgrade(scale))
+    }),
+    ("ring-drain", |scale| Box::pin(figures::drain(scale))),
+    ("ring-throughput", |scale| {
+        Box::pin(figures::throughput_while_growing(scale))
+    }),
+    ("ring-hung", |scale| {
+        Box::pin(figures::a_worker_hangs(scale))
     }),
 ];
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use tokio::time::{Instant, sleep};
 
-use crate::cluster::{Cluster, Plan, Service};
+use crate::cluster::Plan;
 use crate::process::{PATIENCE, until};
 use crate::row::{Doubling, Row, Scale};
 use crate::run::Run;
@@ -118,12 +118,7 @@ pub async fn routers_are_killed(scale: Scale) -> Row {
         routers: 2,
         ..plan(scale)
     };
-    let cluster = Cluster::start(plan).await;
-    let routers = cluster.routers.iter().map(|router| router.grpc);
-    let service = Service::start(routers.collect()).await;
-    let patient = ["--give-up-after", "10m"];
-    let load = cluster.load("load", service.address, "5k", 3_600, &patient);
-    let mut run = Run::with(cluster, load).await;
+    let (mut run, _service) = Run::start_behind_service(plan).await;
     for turn in 0..kills {
         // Every fifth time there is none left.
         let both = turn % 5 == 2;

@@ -4,6 +4,7 @@ use std::sync::mpsc;
 
 use crate::overload::Door;
 use crate::process::{PATIENCE, Process, dies_with_its_starter, until};
+use crate::ring::{self, Lie};
 use crate::row::{Row, Scale, table};
 use crate::{backends, disks, kills, overload};
 
@@ -113,4 +114,34 @@ async fn a_volume_that_somebody_else_fills_stops_the_intake_until_there_is_room(
 #[tokio::test]
 async fn ten_times_too_much_for_a_worker_is_refused_within_the_memory_limit() {
     shown(overload::ten_times_too_much(Door::Worker, Scale::Quick).await);
+}
+
+#[tokio::test]
+async fn a_rolling_restart_at_new_addresses_loses_splits_and_wrongly_drops_nothing() {
+    shown(ring::rolling_restart_with_errors(Scale::Quick, &[1, 8]).await);
+}
+
+#[tokio::test]
+async fn workers_that_come_and_go_together_lose_and_split_nothing() {
+    shown(ring::scale_out_and_in(Scale::Quick).await);
+}
+
+#[tokio::test]
+async fn a_worker_that_is_killed_while_it_hands_over_loses_and_splits_nothing() {
+    shown(ring::killed_while_handing_over(Scale::Quick).await);
+}
+
+#[tokio::test]
+async fn a_dns_that_is_late_and_flaps_and_lies_loses_and_splits_nothing() {
+    shown(ring::dns_is_wrong(Scale::Quick, &Lie::SHORT).await);
+}
+
+#[tokio::test]
+async fn strangers_at_old_addresses_get_nothing_that_is_lost() {
+    shown(ring::an_old_address_is_reused(Scale::Quick).await);
+}
+
+#[tokio::test]
+async fn two_members_of_one_name_lose_and_split_nothing() {
+    shown(ring::two_of_one_name(Scale::Quick, 5).await);
 }

@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use crate::cluster::Findings;
 
+const COLUMNS: usize = 10;
+/// The verdict.
+const LAST: usize = COLUMNS - 1;
 const MIB: f64 = (1 << 20) as f64;
 /// Of the acknowledged spans, where a crash or a lost answer explains them.
 const DOUBLED_SHARE_MAX: f64 = 0.001;
@@ -36,6 +39,7 @@ pub enum Doubling {
 pub struct Row {
     pub name: String,
     doubling: Doubling,
+    may_split: bool,
     found: Option<Findings>,
     recovery: Option<Duration>,
     rss_peak_bytes: Option<u64>,
@@ -58,6 +62,7 @@ impl Row {
         Self {
             name: name.into(),
             doubling,
+            may_split: true,
             found: None,
             recovery: None,
             rss_peak_bytes: None,
@@ -65,6 +70,12 @@ impl Row {
             faults: Vec::new(),
             skipped: None,
         }
+    }
+
+    /// No trace may be judged in pieces here, nor go to the backend by two members.
+    pub fn splits_nothing(mut self) -> Self {
+        self.may_split = false;
+        self
     }
 
     /// A row that could not be shown here, and why.
@@ -98,9 +109,9 @@ impl Row {
         self.must(found.doubled <= bound, || {
             format!("{} spans doubled, more than {bound}", found.doubled)
         });
-        if found.split > 0 {
-            self.note(format!("{} traces split by stand-ins", found.split));
-        }
+        self.must(self.may_split || found.split == 0, || {
+            format!("{} traces split", found.split)
+        });
         self.found = Some(found);
     }
 
@@ -148,7 +159,7 @@ impl Row {
         }
     }
 
-    fn cells(&self) -> [String; 9] {
+    fn cells(&self) -> [String; COLUMNS] {
         let count = |of: fn(&Findings) -> u64| match &self.found {
             Some(found) => grouped(of(found)),
             None => "-".to_owned(),
@@ -163,6 +174,7 @@ impl Row {
                 Some(found) => format!("{:.4} %", 100.0 * doubled_share(found)),
                 None => "-".to_owned(),
             },
+            count(|found| found.split),
             match self.recovery {
                 Some(time) => format!("{:.2} s", time.as_secs_f64()),
                 None => "-".to_owned(),
@@ -196,11 +208,12 @@ fn grouped(count: u64) -> String {
 /// The rows as a table, what was noted of each below it.
 pub fn table(rows: &[Row]) -> String {
     let heading = [
-        "row", "sent", "acked", "lost", "doubled", "share", "recovery", "RSS peak", "verdict",
+        "row", "sent", "acked", "lost", "doubled", "share", "split", "recovery", "RSS peak",
+        "verdict",
     ];
     let mut lines = vec![heading.map(str::to_owned)];
     lines.extend(rows.iter().map(Row::cells));
-    let mut widths = [0; 9];
+    let mut widths = [0; COLUMNS];
     for line in &lines {
         for (width, cell) in widths.iter_mut().zip(line) {
             *width = cell.chars().count().max(*width);
@@ -211,7 +224,7 @@ pub fn table(rows: &[Row]) -> String {
         for (column, (cell, width)) in line.iter().zip(widths).enumerate() {
             match column {
                 0 => write!(text, "{cell:<width$}").unwrap(),
-                8 => write!(text, "  {cell}").unwrap(),
+                LAST => write!(text, "  {cell}").unwrap(),
                 _ => write!(text, "  {cell:>width$}").unwrap(),
             }
         }
@@ -257,6 +270,11 @@ fn a_row_fails_by_what_is_lost_and_by_what_is_doubled_without_a_reason() {
         assert!(!judged(doubling, unknown));
         assert!(!judged(doubling, doubled(1_001)));
     }
+    let split = Findings { split: 1, ..found };
+    assert!(judged(Doubling::Never, split));
+    let mut strict = Row::new("row", Doubling::Never).splits_nothing();
+    strict.judge(split);
+    assert!(!strict.holds());
     assert!(!judged(Doubling::Never, doubled(1)));
     assert!(judged(Doubling::AfterLostAnswers, doubled(1_000)));
     let short = |doubled| Findings {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use tokio::time::Instant;
 
-use crate::cluster::{Cluster, LoadEnd, Plan};
+use crate::cluster::{Cluster, LoadEnd, Plan, Service};
 use crate::process::{PATIENCE, Process, until};
 use crate::row::{Row, Scale};
 
@@ -32,6 +32,15 @@ impl Run {
         let to = cluster.routers[0].grpc;
         let load = cluster.load("load", to, "5k", 3_600, &PATIENT);
         Self::with(cluster, load).await
+    }
+
+    /// The same through all routers, behind one address.
+    pub async fn start_behind_service(plan: Plan) -> (Self, Service) {
+        let cluster = Cluster::start(plan).await;
+        let routers = cluster.routers.iter().map(|router| router.grpc);
+        let service = Service::start(routers.collect()).await;
+        let load = cluster.load("load", service.address, "5k", 3_600, &PATIENT);
+        (Self::with(cluster, load).await, service)
     }
 
     /// The same, with agents that send as much as is answered.

@@ -2,8 +2,9 @@
 //! on it, routers, a backend and a load as processes; and the books that are compared at the end.
 #![allow(dead_code, reason = "tests/chaos uses it too, and each its own part")]
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -15,7 +16,9 @@ use tokio::sync::{Mutex, MutexGuard};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::dns::DnsServer;
-use crate::process::{PATIENCE, Process, ROUTER, Scrape, TOOL, WORKER, free_address, page, until};
+use crate::process::{
+    PATIENCE, Process, ROUTER, Scrape, TOOL, WORKER, free_address, free_address_at, page, until,
+};
 
 const SERVICE: &str = "_otlp-grpc._tcp.workers.obs.svc.cluster.local";
 const PEER_SERVICE: &str = "_tailring-peer._tcp.workers.obs.svc.cluster.local";
@@ -37,8 +40,25 @@ pub struct Plan {
     /// Kept traces go to the backend over HTTP.
     pub exports_http: bool,
     pub decision_wait: &'static str,
+    /// What stands below `policies:`.
+    pub policies: &'static str,
     /// Where the data dirs lie, if not beside everything else.
     pub data: Option<PathBuf>,
+    /// The last router asks a DNS server of its own.
+    pub second_dns: bool,
+    /// Other programs than this build's worker, by worker.
+    pub worker_binaries: Vec<PathBuf>,
+    /// Where each worker runs, if not at loopback addresses.
+    pub places: Vec<Place>,
+    /// Where workers at such places find DNS and the backend.
+    pub host: IpAddr,
+}
+
+/// A worker's own network.
+#[derive(Debug, Clone)]
+pub struct Place {
+    pub namespace: String,
+    pub address: IpAddr,
 }
 
 impl Default for Plan {
@@ -53,7 +73,12 @@ impl Default for Plan {
             without_sink: false,
             exports_http: false,
             decision_wait: "2s",
+            policies: "  - {name: all, type: always_sample}\n",
             data: None,
+            second_dns: false,
+            worker_binaries: Vec::new(),
+            places: Vec::new(),
+            host: Ipv4Addr::LOCALHOST.into(),
         }
     }
 }
@@ -61,7 +86,7 @@ impl Default for Plan {
 /// A router or a worker; may be started again.
 pub struct Tier {
     pub name: String,
-    binary: &'static str,
+    binary: PathBuf,
     args: Vec<String>,
     pub grpc: SocketAddr,
     pub http: SocketAddr,
@@ -78,8 +103,12 @@ pub struct Cluster {
     sink: Option<Process>,
     sink_address: SocketAddr,
     exports_http: bool,
-    /// Answers as long as it lives.
-    _dns: DnsServer,
+    /// Each answers as long as it lives; the second one only the last router.
+    pub dns: DnsServer,
+    pub second_dns: Option<DnsServer>,
+    /// Whether DNS hears of it when workers come and go.
+    pub dns_hears: bool,
+    places: Vec<Place>,
     dir: TempDir,
     _turn: MutexGuard<'static, ()>,
 }
@@ -140,7 +169,14 @@ impl Tier {
 
     /// The same command once more: same name, ports and directory.
     pub fn start_again(&mut self) {
-        self.process = Process::start(self.binary, &self.args, &self.dir, &self.name);
+        self.process = Process::start(&self.binary, &self.args, &self.dir, &self.name);
+    }
+
+    /// SIGTERM, and ended well.
+    pub async fn stop(&mut self, within: Duration) {
+        self.process.signal(Signal::TERM);
+        let status = self.process.exit(within).await;
+        assert!(status.success(), "{status}: {}", self.process.stderr());
     }
 
     /// SIGKILL, and certainly dead.
@@ -150,8 +186,15 @@ impl Tier {
     }
 }
 
-fn member_name(number: usize) -> String {
+pub fn member_name(number: usize) -> String {
     format!("worker-{number}.workers.obs.svc.cluster.local")
+}
+
+/// Another one of 127.0.0.x each time, as a pod that is made anew has another address.
+fn next_loopback() -> IpAddr {
+    static NEXT: AtomicU8 = AtomicU8::new(0);
+    let turn = NEXT.fetch_add(1, Ordering::Relaxed);
+    Ipv4Addr::new(127, 0, 0, 2 + turn % 250).into()
 }
 
 impl Cluster {
@@ -161,28 +204,31 @@ impl Cluster {
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let policies = dir.path().join("policies.yaml");
         let wait = plan.decision_wait;
-        let text =
-            format!("decision_wait: {wait}\npolicies:\n  - {{name: all, type: always_sample}}\n");
+        let text = format!("decision_wait: {wait}\npolicies:\n{}", plan.policies);
         std::fs::write(&policies, text).unwrap();
         let data = plan.data.unwrap_or_default();
         let scheme = if plan.exports_http { "http" } else { "grpc" };
-        let dns = DnsServer::start().await;
-        let workers_url = format!("srv://{SERVICE}?nameserver={}", dns.address());
+        let second_dns = match plan.second_dns {
+            true => Some(DnsServer::start().await),
+            false => None,
+        };
         let mut cluster = Self {
             workers: Vec::new(),
             routers: Vec::new(),
             sink: None,
-            sink_address: free_address(),
+            sink_address: free_address_at(plan.host),
             exports_http: plan.exports_http,
-            _dns: dns,
+            dns: DnsServer::start_at(plan.host).await,
+            second_dns,
+            dns_hears: true,
+            places: plan.places,
             dir,
             _turn: turn,
         };
-        let name = |number| format!("worker-{number}.workers.obs.svc.cluster.local");
         for number in 0..plan.workers {
             let mut args = vec![
                 "--name".to_owned(),
-                name(number),
+                member_name(number),
                 "--policies".to_owned(),
                 policies.to_string_lossy().into_owned(),
                 "--data-dir".to_owned(),
@@ -195,27 +241,20 @@ impl Cluster {
                 plan.log_max_bytes.to_string(),
             ];
             args.extend(plan.worker_args.iter().map(|&arg| arg.to_owned()));
-            let name = format!("worker-{number}");
-            let worker = cluster.tier(WORKER, &name, &workers_url, args);
+            let binary = plan.worker_binaries.get(number);
+            let binary = binary.map_or(Path::new(WORKER), PathBuf::as_path);
+            let worker = cluster.worker(number, binary, args);
             cluster.workers.push(worker);
         }
-        let names: Vec<String> = (0..plan.workers).map(name).collect();
-        let records: Vec<_> = names
-            .iter()
-            .zip(&cluster.workers)
-            .map(|(name, worker)| (name.as_str(), worker.grpc))
-            .collect();
-        let peers: Vec<_> = names
-            .iter()
-            .zip(&cluster.workers)
-            .map(|(name, worker)| (name.as_str(), worker.peers.port()))
-            .collect();
-        cluster._dns.set_targets(PEER_SERVICE, peers);
-        cluster._dns.set_records(SERVICE, &records);
+        cluster.list_workers();
+        if let Some(dns) = &cluster.second_dns {
+            cluster.list_workers_at(dns, cluster.workers.len());
+        }
         for number in 0..plan.routers {
-            let name = format!("router-{number}");
             let args = plan.router_args.iter().map(|&arg| arg.to_owned()).collect();
-            let router = cluster.tier(ROUTER, &name, &workers_url, args);
+            let is_last = number + 1 == plan.routers;
+            let dns = cluster.second_dns.as_ref().filter(|_| is_last);
+            let router = cluster.router(number, dns.unwrap_or(&cluster.dns), args);
             cluster.routers.push(router);
         }
         if !plan.without_sink {
@@ -227,26 +266,52 @@ impl Cluster {
         cluster
     }
 
-    fn tier(&self, binary: &'static str, name: &str, workers: &str, mut args: Vec<String>) -> Tier {
-        let (grpc, http, admin) = (free_address(), free_address(), free_address());
-        let peers = free_address();
-        if binary == WORKER {
-            args.extend(["--listen-peers".to_owned(), peers.to_string()]);
-        }
-        let shared = [
-            ("--workers", workers.to_owned()),
-            ("--listen-grpc", grpc.to_string()),
-            ("--listen-http", http.to_string()),
-            ("--listen-admin", admin.to_string()),
-        ];
-        args.extend(
-            shared
-                .into_iter()
-                .flat_map(|(flag, value)| [flag.to_owned(), value]),
-        );
+    /// Where everything lies.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn router(&self, number: usize, dns: &DnsServer, mut args: Vec<String>) -> Tier {
+        let at = free_address;
+        let (grpc, http, admin) = (at(), at(), at());
+        args.extend(shared_args(dns, grpc, http, admin));
+        let name = format!("router-{number}");
         Tier {
-            process: Process::start(binary, &args, self.dir.path(), name),
-            name: name.to_owned(),
+            process: Process::start(ROUTER, &args, self.dir.path(), &name),
+            name,
+            binary: ROUTER.into(),
+            args,
+            grpc,
+            http,
+            admin,
+            peers: grpc,
+            dir: self.dir.path().to_owned(),
+        }
+    }
+
+    /// A worker at addresses of its own.
+    fn worker(&self, number: usize, binary: &Path, mut args: Vec<String>) -> Tier {
+        let place = self.places.get(number);
+        let ip = place.map_or_else(next_loopback, |place| place.address);
+        let at = |port| match place {
+            Some(_) => SocketAddr::new(ip, port),
+            None => free_address_at(ip),
+        };
+        let (grpc, http, admin, peers) = (at(4317), at(4318), at(9464), at(4319));
+        args.extend(["--listen-peers".to_owned(), peers.to_string()]);
+        args.extend(shared_args(&self.dns, grpc, http, admin));
+        let mut binary = binary.to_owned();
+        if let Some(place) = place {
+            let inside = ["netns", "exec", &place.namespace];
+            let inside = inside.map(str::to_owned).into_iter();
+            let program = binary.to_string_lossy().into_owned();
+            args = inside.chain([program]).chain(args).collect();
+            binary = "ip".into();
+        }
+        let name = format!("worker-{number}");
+        Tier {
+            process: Process::start(&binary, &args, self.dir.path(), &name),
+            name,
             binary,
             args,
             grpc,
@@ -257,55 +322,112 @@ impl Cluster {
         }
     }
 
-    /// DNS says these workers from now on.
+    /// DNS says these workers from now on, if it hears of it.
     pub fn list_workers(&self) {
-        let names: Vec<String> = (0..self.workers.len()).map(member_name).collect();
-        let peers = names
-            .iter()
-            .zip(&self.workers)
-            .map(|(name, worker)| (name.as_str(), worker.peers.port()));
-        self._dns
-            .set_targets(PEER_SERVICE, peers.collect::<Vec<_>>());
-        let records: Vec<_> = names
-            .iter()
-            .zip(&self.workers)
-            .map(|(name, worker)| (name.as_str(), worker.grpc))
-            .collect();
-        self._dns.set_records(SERVICE, &records);
+        if self.dns_hears {
+            self.list_workers_at(&self.dns, self.workers.len());
+        }
     }
 
-    /// A worker that has ended comes back with its name and data, and all its ports are others.
+    /// The first `count` workers, where they are.
+    pub fn list_workers_at(&self, dns: &DnsServer, count: usize) {
+        let names: Vec<String> = (0..count).map(member_name).collect();
+        let named = || names.iter().map(String::as_str).zip(&self.workers);
+        dns.set_targets(
+            PEER_SERVICE,
+            named().map(|(name, worker)| (name, worker.peers.port())),
+        );
+        let records: Vec<_> = named().map(|(name, worker)| (name, worker.grpc)).collect();
+        dns.set_records(SERVICE, &records);
+    }
+
+    /// DNS says that a worker is elsewhere, whatever is there.
+    pub fn list_elsewhere(&self, liar: &DnsServer, worker: usize, grpc: SocketAddr, peers: u16) {
+        let names: Vec<String> = (0..self.workers.len()).map(member_name).collect();
+        let entries = names.iter().zip(&self.workers).enumerate();
+        let entries: Vec<_> = entries
+            .map(|(number, (name, at))| {
+                let is_lie = number == worker;
+                let grpc = if is_lie { grpc } else { at.grpc };
+                let peers = if is_lie { peers } else { at.peers.port() };
+                (name.as_str(), grpc, peers)
+            })
+            .collect();
+        liar.set_targets(PEER_SERVICE, entries.iter().map(|it| (it.0, it.2)));
+        let records: Vec<_> = entries.iter().map(|it| (it.0, it.1)).collect();
+        liar.set_records(SERVICE, &records);
+    }
+
+    /// A worker that has ended comes back with its name and data, and all its addresses are others.
     pub fn start_elsewhere(&mut self, worker: usize) {
         let args = self.workers[worker].own_args();
-        self.workers[worker] = self.started(worker, args);
+        self.workers[worker] = self.worker(worker, Path::new(WORKER), args);
         self.list_workers();
     }
 
     /// One worker more, as the others are.
     pub fn start_another(&mut self) -> usize {
         let number = self.workers.len();
-        let of_first = self.workers[0].own_args();
-        let args = of_first.into_iter().map(|arg| match &arg[..] {
-            arg if arg == member_name(0) => member_name(number),
-            arg if arg.ends_with("data-0") => arg.replace("data-0", &format!("data-{number}")),
-            _ => arg,
-        });
-        let worker = self.started(number, args.collect());
+        let worker = self.like_the_first(number, &format!("data-{number}"));
         self.workers.push(worker);
         self.list_workers();
         number
     }
 
-    fn started(&self, number: usize, args: Vec<String>) -> Tier {
-        let workers = format!("srv://{SERVICE}?nameserver={}", self._dns.address());
-        self.tier(WORKER, &format!("worker-{number}"), &workers, args)
+    /// A second process with the name of a worker, and an empty data dir of its own.
+    pub fn start_twin(&self, worker: usize) -> Tier {
+        self.like_the_first(worker, &format!("data-{worker}-of-twin"))
+    }
+
+    fn like_the_first(&self, number: usize, data: &str) -> Tier {
+        let of_first = self.workers[0].own_args();
+        let args = of_first.into_iter().map(|arg| match &arg[..] {
+            arg if arg == member_name(0) => member_name(number),
+            arg if arg.ends_with("data-0") => arg.replace("data-0", data),
+            _ => arg,
+        });
+        self.worker(number, Path::new(WORKER), args.collect())
+    }
+
+    /// A worker of another cluster, alone in it, at these addresses.
+    pub async fn start_stranger(&self, name: &str, grpc: SocketAddr, peers: SocketAddr) -> Tier {
+        let (http, admin) = (free_address(), free_address());
+        let alone = format!("static://{name}={grpc}/{}", peers.port());
+        let args: Vec<String> = [
+            ("--name", name.to_owned()),
+            ("--cluster", "another".to_owned()),
+            ("--data-dir", format!("data-of-{name}")),
+            ("--export", "grpc://127.0.0.1:9".to_owned()),
+            ("--log-max-bytes", (4_u64 << 30).to_string()),
+            ("--workers", alone),
+            ("--listen-grpc", grpc.to_string()),
+            ("--listen-http", http.to_string()),
+            ("--listen-admin", admin.to_string()),
+            ("--listen-peers", peers.to_string()),
+        ]
+        .into_iter()
+        .flat_map(|(flag, value)| [flag.to_owned(), value])
+        .collect();
+        let mut tier = Tier {
+            process: Process::start(WORKER, &args, self.dir.path(), name),
+            name: name.to_owned(),
+            binary: WORKER.into(),
+            args,
+            grpc,
+            http,
+            admin,
+            peers,
+            dir: self.dir.path().to_owned(),
+        };
+        tier.ready().await;
+        tier
     }
 
     /// Starts the backend, or starts it again with the same books and address.
     pub async fn start_sink(&mut self, args: &[&str]) {
         assert!(self.sink.is_none(), "one backend at a time");
         let listen = self.sink_address.to_string();
-        let elsewhere = free_address().to_string();
+        let elsewhere = free_address_at(self.sink_address.ip()).to_string();
         let (grpc, http) = if self.exports_http {
             (&elsewhere, &listen)
         } else {
@@ -452,6 +574,23 @@ impl Cluster {
             unknown: count("unknown"),
         }
     }
+}
+
+fn shared_args(
+    dns: &DnsServer,
+    grpc: SocketAddr,
+    http: SocketAddr,
+    admin: SocketAddr,
+) -> impl Iterator<Item = String> {
+    let workers = format!("srv://{SERVICE}?nameserver={}", dns.address());
+    let shared = [
+        ("--workers", workers),
+        ("--listen-grpc", grpc.to_string()),
+        ("--listen-http", http.to_string()),
+        ("--listen-admin", admin.to_string()),
+    ];
+    let shared = shared.into_iter();
+    shared.flat_map(|(flag, value)| [flag.to_owned(), value])
 }
 
 /// What a Kubernetes Service is to clients: one address, each connection to one of those behind it

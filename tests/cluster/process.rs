@@ -3,8 +3,9 @@
 //! What they say goes into files beside their data; a test that fails prints the ends of them.
 #![allow(dead_code, reason = "tests/chaos uses it too, and each its own part")]
 
+use std::ffi::OsStr;
 use std::fs::File;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::LazyLock;
@@ -35,8 +36,8 @@ pub struct Process {
 
 impl Process {
     /// `name` names its files in `dir`; those of an earlier process of that name are kept on.
-    pub fn start(binary: &str, args: &[String], dir: &Path, name: &str) -> Self {
-        let mut command = mortal(binary);
+    pub fn start(binary: impl AsRef<OsStr>, args: &[String], dir: &Path, name: &str) -> Self {
+        let mut command = mortal(binary.as_ref());
         for (variable, _) in std::env::vars_os() {
             if variable.to_string_lossy().starts_with("TAILRING_") {
                 command.env_remove(variable);
@@ -140,12 +141,12 @@ pub fn dies_with_its_starter() -> bool {
     *HAS_SETPRIV
 }
 
-fn mortal(binary: &str) -> Command {
+fn mortal(binary: &OsStr) -> Command {
     if !dies_with_its_starter() {
         return Command::new(binary);
     }
     let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", binary]);
+    command.args(["--pdeathsig", "KILL"]).arg(binary);
     command
 }
 
@@ -175,12 +176,17 @@ pub fn until<T>(
 /// A port of 127.0.0.1 that is free now. Below those that outgoing connections take, so that a
 /// process that was killed finds its own again.
 pub fn free_address() -> SocketAddr {
+    free_address_at(Ipv4Addr::LOCALHOST.into())
+}
+
+/// The same of another address of this machine.
+pub fn free_address_at(ip: IpAddr) -> SocketAddr {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let start = (std::process::id() % 9_000) as u16;
     for _ in 0..10_000 {
         let turn = NEXT.fetch_add(1, Ordering::Relaxed);
         let port = 20_000 + (start + turn) % 10_000;
-        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let address = SocketAddr::new(ip, port);
         if TcpListener::bind(address).is_ok() {
             return address;
         }

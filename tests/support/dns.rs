@@ -78,6 +78,11 @@ struct Handler {
 
 impl DnsServer {
     pub async fn start() -> Self {
+        Self::start_at(Ipv4Addr::LOCALHOST.into()).await
+    }
+
+    /// At another address of this machine.
+    pub async fn start_at(ip: IpAddr) -> Self {
         let zone = Zone {
             mode: Mode::Answer,
             ttl: 5,
@@ -87,7 +92,7 @@ impl DnsServer {
             queries_udp: 0,
             queries_tcp: 0,
         };
-        let (udp, tcp) = bind((Ipv4Addr::LOCALHOST, 0).into()).await;
+        let (udp, tcp) = bind((ip, 0).into()).await;
         let mut server = Self {
             address: udp.local_addr().unwrap(),
             zone: Arc::new(Mutex::new(zone)),

@@ -26,7 +26,7 @@ const ASKS_EVERY: Duration = Duration::from_millis(50);
 /// Logs take 64 MiB at a time for each core of each worker: not for a /tmp that is memory.
 const LARGE_TEMPORARY_FILES: &str = "/var/tmp";
 
-/// A router or a worker, ready.
+/// A router, ready.
 #[derive(Debug)]
 pub(super) struct Member {
     process: Process,
@@ -34,13 +34,26 @@ pub(super) struct Member {
     pub(super) admin: SocketAddr,
 }
 
+/// A worker in its present life, or where the next one is awaited.
+#[derive(Debug)]
+pub(super) struct Worker {
+    process: Process,
+    otlp: SocketAddr,
+    peers: SocketAddr,
+    pub(super) admin: SocketAddr,
+    /// Somebody means it to end, or it has ended because of that.
+    is_leaving: bool,
+}
+
 /// Everything but the fleet. Processes are killed and files removed on drop, in this order.
 #[derive(Debug)]
 pub(super) struct Cluster {
     pub(super) routers: Vec<Member>,
-    pub(super) workers: Vec<Member>,
+    pub(super) workers: Vec<Worker>,
     pub(super) backend: Process,
     dns: Process,
+    source: String,
+    backend_address: SocketAddr,
     pub(super) files: Files,
 }
 
@@ -77,6 +90,10 @@ impl Files {
         self.dir.join(name)
     }
 
+    fn policies(&self) -> PathBuf {
+        self.path("policies.yaml")
+    }
+
     pub(super) fn sent_ledger(&self) -> PathBuf {
         self.path("sent.ledger")
     }
@@ -108,8 +125,7 @@ impl Cluster {
     /// Returns when all of them may get traffic and know each other.
     pub(super) async fn start(policies: &str) -> anyhow::Result<Self> {
         let files = Files::make()?;
-        let policy_file = files.path("policies.yaml");
-        std::fs::write(&policy_file, policies).context("the policy file")?;
+        std::fs::write(files.policies(), policies).context("the policy file")?;
 
         let mut dns = Process::start("the DNS server", &["dns".into()], files.dir())?;
         let mut backend = start_backend(&files)?;
@@ -119,76 +135,124 @@ impl Cluster {
             "srv://{}?nameserver={nameserver}",
             SERVICE.trim_end_matches('.')
         );
-
-        let host = |number| format!("worker-{number}.workers.demo.svc.cluster.local");
+        let mut cluster = Self {
+            routers: Vec::new(),
+            workers: Vec::new(),
+            backend,
+            dns,
+            source,
+            backend_address,
+            files,
+        };
         let mut starting = Vec::new();
         for number in 0..WORKERS {
-            let name = format!("worker {number}");
-            let data_dir = files.path(&format!("worker-{number}"));
-            let mut arguments: Vec<String> = ["worker", "--name", &host(number)]
-                .map(String::from)
-                .to_vec();
-            arguments.extend(["--policies".into(), text(&policy_file)]);
-            arguments.extend(["--data-dir".into(), text(&data_dir)]);
-            arguments.extend(["--export".into(), format!("grpc://{backend_address}")]);
-            arguments.extend(["--listen-peers".into(), "127.0.0.1:0".into()]);
-            arguments.extend(shared(&source));
-            starting.push(Process::start(&name, &arguments, files.dir())?);
+            starting.push(cluster.start_worker(number)?);
         }
-        let mut workers = addressed(starting).await?;
-        let mut peers = Vec::new();
-        for worker in &mut workers {
-            peers.push(worker.process.address("listening for peers").await?);
+        for process in starting {
+            let worker = Worker::of(process).await?;
+            cluster.workers.push(worker);
         }
-        let otlp = workers.iter().map(|worker| worker.otlp);
-        let service = |name: &str, addresses: Vec<SocketAddr>| Service {
-            name: name.into(),
-            targets: addresses
-                .into_iter()
-                .enumerate()
-                .map(|(number, address)| (host(number) + ".", address))
-                .collect(),
-        };
-        let records = Records {
-            services: vec![
-                service(SERVICE, otlp.collect()),
-                service(PEER_SERVICE, peers),
-            ],
-        };
-        dns.write_line(&serde_json::to_string(&records)?)?;
+        cluster.publish()?;
 
         let mut starting = Vec::new();
         for number in 0..ROUTERS {
             let name = format!("router {number}");
             let mut arguments = vec!["router".into()];
-            arguments.extend(shared(&source));
-            starting.push(Process::start(&name, &arguments, files.dir())?);
+            arguments.extend(shared(&cluster.source));
+            starting.push(Process::start(&name, &arguments, cluster.files.dir())?);
         }
-        let mut cluster = Self {
-            routers: addressed(starting).await?,
-            workers,
-            backend,
-            dns,
-            files,
-        };
+        cluster.routers = addressed(starting).await?;
         cluster.wait_until_ready().await?;
         Ok(cluster)
+    }
+
+    fn start_worker(&self, number: usize) -> anyhow::Result<Process> {
+        let files = &self.files;
+        let arguments: Vec<String> = [
+            "worker".into(),
+            "--name".into(),
+            host(number),
+            "--policies".into(),
+            text(&files.policies()),
+            "--data-dir".into(),
+            text(&files.path(&format!("worker-{number}"))),
+            "--export".into(),
+            format!("grpc://{}", self.backend_address),
+            "--listen-peers".into(),
+            "127.0.0.1:0".into(),
+        ]
+        .into_iter()
+        .chain(shared(&self.source))
+        .collect();
+        Process::start(&format!("worker {number}"), &arguments, files.dir())
+    }
+
+    /// Tells DNS where the workers are. Those that are away stay listed where they were, as a DNS server has it that
+    /// has not heard yet.
+    fn publish(&mut self) -> anyhow::Result<()> {
+        let service = |name: &str, address: fn(&Worker) -> SocketAddr| Service {
+            name: name.into(),
+            targets: self
+                .workers
+                .iter()
+                .enumerate()
+                .map(|(number, worker)| (host(number) + ".", address(worker)))
+                .collect(),
+        };
+        let records = Records {
+            services: vec![
+                service(SERVICE, |worker| worker.otlp),
+                service(PEER_SERVICE, |worker| worker.peers),
+            ],
+        };
+        self.dns.write_line(&serde_json::to_string(&records)?)
+    }
+
+    /// Asks a worker to hand over and stop.
+    pub(super) fn ask_to_stop(&mut self, worker: usize) -> anyhow::Result<()> {
+        self.workers[worker].is_leaving = true;
+        self.workers[worker].process.ask_to_stop()
+    }
+
+    pub(super) fn kill(&mut self, worker: usize) -> anyhow::Result<()> {
+        self.workers[worker].is_leaving = true;
+        self.workers[worker].process.kill()
+    }
+
+    /// Whether a worker that was asked to stop has stopped; an error if it did not stop well.
+    pub(super) async fn has_stopped(&mut self, worker: usize) -> anyhow::Result<bool> {
+        self.workers[worker].process.has_ended().await
+    }
+
+    /// Its next life, with its data, at other addresses; a new worker where there is none of this number.
+    pub(super) async fn start_again(&mut self, number: usize) -> anyhow::Result<()> {
+        let process = self.start_worker(number)?;
+        let worker = Worker::of(process).await?;
+        match self.workers.get_mut(number) {
+            Some(place) => *place = worker,
+            None => self.workers.push(worker),
+        }
+        self.publish()
     }
 
     /// An error when one of the processes has ended.
     pub(super) async fn check(&mut self) -> anyhow::Result<()> {
         self.dns.check().await?;
         self.backend.check().await?;
-        for member in self.workers.iter_mut().chain(&mut self.routers) {
-            member.process.check().await?;
+        let workers = self.workers.iter_mut().filter(|it| !it.is_leaving);
+        let workers = workers.map(|worker| &mut worker.process);
+        let routers = self.routers.iter_mut().map(|router| &mut router.process);
+        for process in workers.chain(routers) {
+            process.check().await?;
         }
         Ok(())
     }
 
     async fn wait_until_ready(&mut self) -> anyhow::Result<()> {
         let until = Instant::now() + READY_WITHIN;
-        let members = self.workers.iter().chain(&self.routers);
-        let waiting: Vec<_> = members.map(|member| member.admin).collect();
+        let workers = self.workers.iter().map(|worker| worker.admin);
+        let routers = self.routers.iter().map(|router| router.admin);
+        let waiting: Vec<_> = workers.chain(routers).collect();
         for admin in waiting {
             while !page::is_ready(admin, WORKERS).await {
                 self.check().await?;
@@ -202,6 +266,27 @@ impl Cluster {
         }
         Ok(())
     }
+}
+
+impl Worker {
+    async fn of(mut process: Process) -> anyhow::Result<Self> {
+        Ok(Self {
+            admin: process.address("listening for the operator").await?,
+            otlp: process.address("listening for OTLP").await?,
+            peers: process.address("listening for peers").await?,
+            process,
+            is_leaving: false,
+        })
+    }
+
+    /// Whether it is there and nobody wants it away.
+    pub(super) fn is_there(&self) -> bool {
+        !self.is_leaving
+    }
+}
+
+fn host(number: usize) -> String {
+    format!("worker-{number}.workers.demo.svc.cluster.local")
 }
 
 fn start_backend(files: &Files) -> anyhow::Result<Process> {

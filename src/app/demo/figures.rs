@@ -36,11 +36,13 @@ pub(super) struct Figures {
 pub(super) struct Price(pub(super) f64);
 
 impl Figures {
+    /// `ended`: what workers said last in lives that are over.
     pub(super) fn of(
         elapsed: Duration,
         sending: Duration,
         routers: &[Scrape],
         workers: &[Scrape],
+        ended: &[Scrape],
     ) -> Self {
         let mut figures = Self {
             elapsed,
@@ -51,14 +53,17 @@ impl Figures {
             figures.sent.spans += router.sum("tailring_router_spans_accepted_total", "");
         }
         for worker in workers {
-            let decided = worker.sum("tailring_worker_traces_decided_total", "");
             let undecided = worker.sum("tailring_worker_undecided_traces", "");
-            figures.sent.traces += decided + undecided;
+            figures.sent.traces += undecided;
             figures.undecided += undecided;
+            figures.awaiting_export += worker.sum("tailring_worker_awaiting_export_traces", "");
+        }
+        for worker in workers.iter().chain(ended) {
+            let decided = worker.sum("tailring_worker_traces_decided_total", "");
+            figures.sent.traces += decided;
             figures.judged.traces += decided;
             figures.judged.spans += worker.sum("tailring_worker_spans_kept_total", "")
                 + worker.sum("tailring_worker_spans_dropped_total", "");
-            figures.awaiting_export += worker.sum("tailring_worker_awaiting_export_traces", "");
             let mut kept = |name, add: fn(&mut Count, u64)| {
                 for (policy, count) in worker.by_label(name, "policy") {
                     add(figures.kept_by.entry(policy.to_owned()).or_default(), count);

@@ -2,6 +2,7 @@
 //! of agents that sends to it, a backend that keeps books, and an oracle that checks them.
 
 mod books;
+mod chaos;
 mod cluster;
 mod dns;
 mod figures;
@@ -15,6 +16,7 @@ mod verdict;
 
 pub use service::{ServiceArgs, main as service_main};
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -25,6 +27,7 @@ use tokio::time::{Instant, sleep};
 use crate::app::interrupt::interrupted;
 use crate::model::parse_go_duration;
 use books::Books;
+use chaos::Chaos;
 use cluster::{Cluster, ROUTERS, WORKERS};
 use figures::{Figures, Price};
 use oracle::{Findings, Terms};
@@ -37,9 +40,14 @@ use verdict::Summary;
 const FLEET_POLICIES: &str = include_str!("../../../deploy/policies/fleet.yaml");
 /// Turns play ten times faster than their timestamps say, and the longest takes 4.7 s.
 const DECISION_WAIT: Duration = Duration::from_secs(6);
+/// With `--chaos` spans may take longer: what was refused comes again.
+const CHAOS_DECISION_WAIT: Duration = Duration::from_secs(10);
 /// Enough that the rate cap of 50 spans a second keeps few traces which the baseline does not, and
 /// little enough for two cores: 3,700 spans a second.
 const TURNS_PER_SECOND: f64 = 200.0;
+
+/// The last worker that is away should be back while the fleet sends.
+const CHAOS_ENDS_BEFORE: Duration = Duration::from_secs(4);
 
 const LOOKS_EVERY: Duration = Duration::from_millis(500);
 /// From the end of the last turn until everything is judged and exported: `DECISION_WAIT` and a
@@ -68,6 +76,13 @@ pub struct DemoArgs {
     /// What the backend charges, in dollars for a million spans.
     #[arg(long, default_value_t = 1.27, value_name = "DOLLARS", value_parser = price)]
     price_per_million: f64,
+    /// While the table runs, restarts workers at other addresses, kills them with SIGKILL, and adds two.
+    ///
+    /// One thing after the other, each when all workers are ready again. Nothing may be lost and no trace judged in
+    /// pieces; spans may come twice where a worker was killed. decision_wait is 10 s instead of 6, and the workers' own
+    /// counts are not held against what was sent: they end with a life.
+    #[arg(long)]
+    chaos: bool,
     /// How to print: a table and a summary, or one JSON object at the end, with progress on stderr.
     #[arg(long, value_enum, default_value_t = DemoOutput::Text)]
     output: DemoOutput,
@@ -111,24 +126,34 @@ async fn perform(args: &DemoArgs) -> anyhow::Result<ExitCode> {
         .unwrap_or_else(|| rand::rng().random::<u32>().into());
     let price = Price(args.price_per_million);
     let mut screen = Screen::new(args.output == DemoOutput::Json);
+    let decision_wait = if args.chaos {
+        CHAOS_DECISION_WAIT
+    } else {
+        DECISION_WAIT
+    };
     screen.say(&format!(
-        "tailring demo --for {:?} --seed {seed}\n\
+        "tailring demo --for {:?} --seed {seed}{}\n\
          a DNS server, {ROUTERS} routers, {WORKERS} workers, a backend and {TURNS_PER_SECOND} turns of agents a second, \
          each service a process on 127.0.0.1\n\
-         policies: deploy/policies/fleet.yaml with decision_wait {DECISION_WAIT:?}; turns play {}x faster than \
+         policies: deploy/policies/fleet.yaml with decision_wait {decision_wait:?}; turns play {}x faster than \
          their timestamps\n\n",
         args.duration,
+        if args.chaos { " --chaos" } else { "" },
         crate::app::load::PLAYED_FASTER,
     ));
-    let mut cluster = Cluster::start(&policies()?).await?;
+    let mut cluster = Cluster::start(&policies(decision_wait)?).await?;
     let mut fleet = start_fleet(&cluster, args.duration, seed)?;
-    let figures = watch(&mut cluster, &mut fleet, args, &mut screen).await?;
+    let mut chaos = args.chaos.then(Chaos::new);
+    let figures = watch(&mut cluster, &mut fleet, &mut chaos, args, &mut screen).await?;
     // Its books are closed when it has ended.
     cluster.backend.stop().await?;
 
+    let chaos = chaos.map(|chaos| chaos.counts);
     let terms = Terms {
-        decision_wait: DECISION_WAIT,
+        decision_wait,
         judged_for: figures.elapsed,
+        lives: chaos.unwrap_or_default().lives(),
+        are_killed: chaos.is_some(),
     };
     let (sent, got) = (cluster.files.sent_ledger(), cluster.files.got_ledger());
     let findings = tokio::task::spawn_blocking(move || {
@@ -149,6 +174,7 @@ async fn perform(args: &DemoArgs) -> anyhow::Result<ExitCode> {
         &figures,
         findings,
         terms,
+        chaos,
         kept_file,
     );
     screen.clear();
@@ -170,13 +196,13 @@ fn print_json(summary: &Summary) -> anyhow::Result<()> {
 }
 
 /// The repository's file, with a shorter wait.
-fn policies() -> anyhow::Result<String> {
+fn policies(decision_wait: Duration) -> anyhow::Result<String> {
     const WAIT: &str = "\ndecision_wait: 30s\n";
     let (before, after) = FLEET_POLICIES
         .split_once(WAIT)
         .context("deploy/policies/fleet.yaml has no line decision_wait: 30s")?;
     Ok(format!(
-        "{before}\ndecision_wait: {DECISION_WAIT:?}\n{after}"
+        "{before}\ndecision_wait: {decision_wait:?}\n{after}"
     ))
 }
 
@@ -203,10 +229,12 @@ fn start_fleet(cluster: &Cluster, duration: Duration, seed: u64) -> anyhow::Resu
 async fn watch(
     cluster: &mut Cluster,
     fleet: &mut Process,
+    chaos: &mut Option<Chaos>,
     args: &DemoArgs,
     screen: &mut Screen,
 ) -> anyhow::Result<Figures> {
     let began = Instant::now();
+    let mut looks = Looks::default();
     let mut ticks = tokio::time::interval(LOOKS_EVERY);
     let mut ended_at = None;
     let mut was_settled = false;
@@ -217,7 +245,15 @@ async fn watch(
             ended_at = Some(Instant::now());
         }
         let elapsed = began.elapsed();
-        let figures = match look(cluster, elapsed, elapsed.min(args.duration)).await {
+        if let Some(chaos) = chaos {
+            let may_begin = elapsed + CHAOS_ENDS_BEFORE <= args.duration;
+            if let Some(event) = chaos.step(cluster, elapsed, may_begin).await? {
+                screen.tell(elapsed, &event);
+            }
+        }
+        let elapsed = began.elapsed();
+        let looked = looks.look(cluster, elapsed, elapsed.min(args.duration));
+        let figures = match looked.await {
             Ok(figures) => figures,
             Err(silent) => {
                 // Most likely it has ended, which says more than that it does not answer.
@@ -236,7 +272,8 @@ async fn watch(
         };
         screen.show(&title, &figures, Price(args.price_per_million));
         if let Some(ended_at) = ended_at {
-            let settled = figures.is_settled();
+            let is_quiet = chaos.as_ref().is_none_or(Chaos::is_quiet);
+            let settled = is_quiet && figures.is_settled();
             // Twice, because the numbers are not all of one moment.
             if settled && was_settled {
                 return Ok(figures);
@@ -253,16 +290,56 @@ async fn watch(
     }
 }
 
-async fn look(cluster: &Cluster, elapsed: Duration, sending: Duration) -> anyhow::Result<Figures> {
-    let mut routers = Vec::new();
-    for router in &cluster.routers {
-        routers.push(Scrape::of(router.admin).await.context("a router")?);
+/// What the workers say, also those whose lives have ended.
+#[derive(Debug, Default)]
+struct Looks {
+    /// By worker: where it is, and what it said last.
+    last: Vec<(SocketAddr, Scrape)>,
+    ended: Vec<Scrape>,
+}
+
+impl Looks {
+    /// What a life said last stays when another one takes its place.
+    fn keep_ended(&mut self, cluster: &Cluster) {
+        for (worker, (admin, last)) in cluster.workers.iter().zip(&mut self.last) {
+            if worker.admin != *admin {
+                *admin = worker.admin;
+                self.ended.push(std::mem::take(last));
+            }
+        }
     }
-    let mut workers = Vec::new();
-    for worker in &cluster.workers {
-        workers.push(Scrape::of(worker.admin).await.context("a worker")?);
+
+    async fn look(
+        &mut self,
+        cluster: &Cluster,
+        elapsed: Duration,
+        sending: Duration,
+    ) -> anyhow::Result<Figures> {
+        self.keep_ended(cluster);
+        let mut routers = Vec::new();
+        for router in &cluster.routers {
+            routers.push(Scrape::of(router.admin).await.context("a router")?);
+        }
+        for (number, worker) in cluster.workers.iter().enumerate() {
+            match (Scrape::of(worker.admin).await, self.last.get_mut(number)) {
+                (Ok(scrape), Some((_, last))) => *last = scrape,
+                (Ok(scrape), None) => self.last.push((worker.admin, scrape)),
+                (Err(error), _) if worker.is_there() => {
+                    return Err(error).context("a worker");
+                }
+                // It is on its way out, and said last what it said last.
+                (Err(_), _) => {}
+            }
+        }
+        let workers: Vec<_> = self.last.iter().map(|(_, last)| last.clone()).collect();
+        Ok(Figures::of(
+            elapsed,
+            sending,
+            &routers,
+            &workers,
+            &self.ended,
+        ))
     }
-    Ok(Figures::of(elapsed, sending, &routers, &workers))
 }
 
 #[cfg(test)]
@@ -271,7 +348,7 @@ mod tests {
 
     #[test]
     fn the_policies_are_the_file_of_the_repository_with_a_shorter_wait() {
-        let policies = policies().unwrap();
+        let policies = policies(DECISION_WAIT).unwrap();
         assert!(policies.contains("\ndecision_wait: 6s\n"), "{policies}");
         assert_eq!(
             policies.replace("decision_wait: 6s", "decision_wait: 30s"),

@@ -44,15 +44,20 @@ async fn get(address: SocketAddr, path: &str) -> io::Result<(u16, String)> {
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
+/// Whether the process says that it may get traffic.
+pub(super) async fn says_ready(address: SocketAddr) -> bool {
+    let ready = get(address, "/readyz").await;
+    ready.is_ok_and(|(status, _)| status == 200)
+}
+
 /// Whether the process says that it may get traffic and knows so many workers.
 pub(super) async fn is_ready(address: SocketAddr, members: usize) -> bool {
-    let ready = get(address, "/readyz").await;
+    let ready = says_ready(address).await;
     let ring = get(address, "/ring").await;
     let known = ring
         .ok()
         .and_then(|(_, body)| serde_json::from_str::<Ring>(&body).ok());
-    ready.is_ok_and(|(status, _)| status == 200)
-        && known.is_some_and(|ring| ring.members.len() == members)
+    ready && known.is_some_and(|ring| ring.members.len() == members)
 }
 
 impl Scrape {

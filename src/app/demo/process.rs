@@ -118,11 +118,23 @@ impl Process {
         Ok(())
     }
 
+    /// Asks for an orderly end.
+    pub(super) fn ask_to_stop(&self) -> anyhow::Result<()> {
+        kill_process(Pid::from_child(&self.child), Signal::TERM)
+            .with_context(|| format!("{} cannot be asked to stop", self.name))
+    }
+
+    /// SIGKILL. Returns when it is gone.
+    pub(super) fn kill(&mut self) -> anyhow::Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
     /// Asks for an orderly end and waits for it.
     pub(super) async fn stop(&mut self) -> anyhow::Result<()> {
         if !self.has_ended().await? {
-            kill_process(Pid::from_child(&self.child), Signal::TERM)
-                .with_context(|| format!("{} cannot be asked to stop", self.name))?;
+            self.ask_to_stop()?;
         }
         match self.end().await? {
             status if status.success() => Ok(()),

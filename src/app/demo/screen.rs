@@ -39,6 +39,12 @@ impl Screen {
         self.write(text);
     }
 
+    /// Something that happened; stays above the table.
+    pub(super) fn tell(&mut self, at: Duration, event: &str) {
+        self.clear();
+        self.write(&format!("{:>4.0} s  {event}\n", at.as_secs_f64()));
+    }
+
     /// The state so far; replaced by the next. Lines fit 80 columns: one that is wrapped would not
     /// be counted when it is replaced.
     pub(super) fn show(&mut self, title: &str, figures: &Figures, price: Price) {

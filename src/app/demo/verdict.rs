@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::chaos::Counts;
 use super::figures::{Figures, Price, share};
 use super::oracle::{Findings, Terms};
 use super::screen::{Screen, grouped, table};
@@ -22,6 +23,9 @@ pub(super) struct Summary {
     pub(super) complaints: Vec<String>,
     #[serde(flatten)]
     pub(super) findings: Findings,
+    /// What was done to workers, with `--chaos`.
+    #[serde(flatten)]
+    pub(super) chaos: Option<Counts>,
     pub(super) traces_kept_share: f64,
     pub(super) spans_kept_share: f64,
     /// As the workers count them.
@@ -40,6 +44,10 @@ pub(super) struct Summary {
 }
 
 impl Summary {
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "called once, where everything is known"
+    )]
     pub(super) fn new(
         seed: u64,
         duration: Duration,
@@ -47,6 +55,7 @@ impl Summary {
         figures: &Figures,
         findings: Findings,
         terms: Terms,
+        chaos: Option<Counts>,
         kept_traces_file: PathBuf,
     ) -> Self {
         let traces_kept_by: BTreeMap<String, u64> = figures
@@ -62,6 +71,7 @@ impl Summary {
             seconds,
             agreed: complaints.is_empty(),
             complaints,
+            chaos,
             traces_kept_share: share(findings.kept_turns, findings.turns),
             spans_kept_share: share(findings.kept_spans, findings.spans),
             traces_kept_by,
@@ -125,12 +135,35 @@ impl Summary {
                 "turns; this machine was too slow for them",
             );
         }
+        if let Some(counts) = self.chaos {
+            row(
+                "lost",
+                grouped(found.lost),
+                "acknowledged spans of turns that had to come whole",
+            );
+            row("split", grouped(found.split), "turns judged in pieces");
+            row(
+                "doubled",
+                grouped(found.doubled),
+                "spans, under way to the backend when a worker was killed",
+            );
+            row(
+                "workers restarted",
+                grouped(counts.workers_restarted),
+                &format!(
+                    "and {} killed, {} added",
+                    counts.workers_killed, counts.workers_added
+                ),
+            );
+        }
         text.push('\n');
         text += &format!(
             "The kept traces, as OTLP/JSON lines: {}\n",
             self.kept_traces_file.display()
         );
-        let outcome = if self.agreed {
+        let outcome = if self.agreed && self.chaos.is_some() {
+            "0 lost, 0 split. Every verdict is as it must be."
+        } else if self.agreed {
             "Every verdict is as it must be."
         } else {
             "NOT AS IT MUST BE:"

@@ -212,6 +212,11 @@ impl Receiver {
 impl Ingest for Receiver {
     async fn ingest(self: &Arc<Self>, request: IngestRequest) -> Result<Accepted, Refusal> {
         let answer = match self.misbehave().await {
+            // A router's or a worker's, for the worker that had this address before.
+            Ok(()) if request.metadata.to.is_some() => Err(Refusal::new(
+                RefusalReason::WrongMember,
+                "this is a sink, the message is for a worker",
+            )),
             Ok(()) => self.take(&request).await,
             Err(refusal) => Err(refusal),
         };

@@ -9,6 +9,8 @@ use crate::model::{Moment, SpanId};
 const TERMS: Terms = Terms {
     decision_wait: Duration::from_secs(6),
     judged_for: Duration::from_secs(1),
+    lives: 3,
+    are_killed: false,
 };
 const SECOND_NANOS: u64 = 1_000_000_000;
 
