@@ -200,6 +200,11 @@ impl Writer {
         extent
     }
 
+    /// When the youngest of what was recorded happened.
+    pub fn latest(&self) -> Moment {
+        self.latest
+    }
+
     /// Bytes encoded and not yet taken.
     pub fn pending_bytes(&self) -> usize {
         self.ops_bytes + self.buffer.len()

@@ -153,7 +153,7 @@ async fn perform(args: &DemoArgs) -> anyhow::Result<ExitCode> {
         decision_wait,
         judged_for: figures.elapsed,
         lives: chaos.unwrap_or_default().lives(),
-        are_killed: chaos.is_some(),
+        are_killed: chaos.is_some_and(|it| it.workers_killed > 0),
     };
     let (sent, got) = (cluster.files.sent_ledger(), cluster.files.got_ledger());
     let findings = tokio::task::spawn_blocking(move || {

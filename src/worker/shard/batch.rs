@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::handoff;
 use super::{RETRY_UNLINK_AFTER, RETRY_WRITE_AFTER, RETRY_WRITE_AFTER_MOST, Shard, Unwritten};
 use crate::log::{DiskOp, Frames, PlantedBug};
-use crate::model::{Extent, Moment, SegmentId, TraceId};
+use crate::model::{Decision, Extent, Moment, SegmentId, TraceId};
 use crate::trace::Stage;
 
 /// A segment of which too much is remembered is looked at again so much later.
@@ -113,6 +113,7 @@ impl Shard {
                 }
             }
         }
+        let reopens = self.stop_unwritten_reopens();
         self.forget_fragments(&fragments);
         self.copies_failed(&copies);
         // Verdicts go into a later batch than their exports were told to wait for.
@@ -134,6 +135,7 @@ impl Shard {
                 dropped.batch = last;
             }
         }
+        self.begin_reopens_again(reopens);
     }
 
     /// When this batch is on disk, all is that was recorded until now. One that is on disk already
@@ -194,6 +196,7 @@ impl Shard {
             places.entry(retained.trace).or_default().push(place);
         }
         for (trace, lost) in dropped {
+            // Few: what comes late joins the part that is there.
             let mut of_trace: Vec<usize> = places.get(&trace).cloned().unwrap_or_default();
             // Of one trace there are several if something came after its verdict, each with a chain of its own.
             of_trace
@@ -201,18 +204,26 @@ impl Shard {
             for place in of_trace {
                 let part = self.retained.get_mut(place);
                 if let Some(part) = part.filter(|it| it.may_hold(lost)) {
+                    let before = part.places_bytes();
                     part.lose(lost);
+                    self.places_bytes -= before - part.places_bytes();
                     break;
                 }
             }
         }
     }
 
+    /// A DROP may have risen since it could not be written, and the KEEP stands in the log by now.
+    fn latest(&self, decision: &Decision) -> Decision {
+        let known = self.decisions.get(decision.trace);
+        known.map_or(*decision, |it| it.decision)
+    }
+
     pub(super) fn write_backlog(&mut self) {
         for record in std::mem::take(&mut self.backlog) {
             match &record {
                 Unwritten::Verdict(decision) => {
-                    self.writer.verdict(decision);
+                    self.writer.verdict(&self.latest(decision));
                 }
                 Unwritten::Exported(trace, hashes) => {
                     self.writer.exported(*trace, hashes);
@@ -221,7 +232,9 @@ impl Shard {
                     self.writer.moved(moved);
                 }
                 Unwritten::Checkpoint(decisions) => {
-                    self.writer.checkpoint(decisions);
+                    let latest: Vec<Decision> =
+                        decisions.iter().map(|it| self.latest(it)).collect();
+                    self.writer.checkpoint(&latest);
                 }
                 // Behind the checkpoints that it stands for.
                 Unwritten::CarriedOver => {}

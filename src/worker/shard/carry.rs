@@ -1,7 +1,7 @@
 //! What a segment says of others, and what is remembered of it, when it goes: which of that is needed still is
 //! appended anew, before.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use super::{Shard, Unwritten};
 use crate::log::{Frames, GoneTrace, PlantedBug};
@@ -43,9 +43,18 @@ impl Shard {
         }
     }
 
+    /// The DROP of a trace that is held still because it may rise. A start that met GONE before it would let go of what
+    /// is held.
+    fn young_drop(&self, trace: TraceId) -> Option<Decision> {
+        let decision = self.decisions.get(trace)?.decision;
+        let until = decision.decided_at + self.config.drop_retain;
+        (!decision.is_final() && until > self.writer.latest()).then_some(decision)
+    }
+
     /// A segment is about to go: what only it says and what is still needed is appended anew.
     pub(super) fn carry(&mut self, segment: SegmentId, touched: &mut BTreeSet<SegmentId>) {
         let (decisions, ranges) = self.decisions.carry_forward(segment);
+        let in_front: HashSet<TraceId> = decisions.iter().map(|it| it.trace).collect();
         if !decisions.is_empty() && !PlantedBug::CheckpointForgotten.is_planted() {
             let extent = self.writer.checkpoint(&decisions);
             self.decisions.carried(ranges, extent.segment);
@@ -59,24 +68,26 @@ impl Shard {
             }
             traces.sort_unstable();
             traces.dedup();
-            let mut kept = Vec::new();
+            let mut verdicts = Vec::new();
             let mut gone = Vec::with_capacity(traces.len());
             for trace in traces {
                 let live = self.live_in(trace, covered);
                 if let Some(entry) = self.index.get(trace).filter(|_| !live.is_empty()) {
-                    kept.extend(entry.decision.as_deref().copied());
+                    verdicts.extend(entry.decision.as_deref().copied());
+                } else if !in_front.contains(&trace) {
+                    verdicts.extend(self.young_drop(trace));
                 }
                 gone.push(GoneTrace { trace, live });
             }
-            if !kept.is_empty() {
+            if !verdicts.is_empty() {
                 // What it covers is noted with the GONE behind it, which lies there or in a younger one.
-                let extent = self.writer.checkpoint(&kept);
+                let extent = self.writer.checkpoint(&verdicts);
                 touched.insert(extent.segment);
-                for decision in &kept {
+                for decision in &verdicts {
                     let coverage = &mut self.compaction.coverage;
                     coverage.add(extent.segment, covered, decision.trace);
                 }
-                self.note_unwritten(Unwritten::Checkpoint(kept));
+                self.note_unwritten(Unwritten::Checkpoint(verdicts));
             }
             self.write_gone(covered, gone, touched);
         }

@@ -11,7 +11,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
-use super::{Places, Retained, Shard, Unwritten};
+use super::retained::Retained;
+use super::{Shard, Unwritten};
 use crate::log::{GoneTrace, PlantedBug, StoredFragment};
 use crate::model::{Extent, Moment, SegmentId, TraceId};
 use crate::trace::{Coverage, FragmentRef, Stage};
@@ -357,7 +358,9 @@ impl Shard {
             }
         }
         retained.retain(|trace, count| {
-            seen.get(trace) == Some(count) && self.index.get(*trace).is_none()
+            seen.get(trace) == Some(count)
+                && self.index.get(*trace).is_none()
+                && self.decisions.get(*trace).is_some()
         });
         for (trace, extent) in fragments {
             if retained.contains_key(trace) {
@@ -418,8 +421,10 @@ impl Shard {
             } else if let Some(dropped) = self.decisions.get(trace).map(|it| it.decision)
                 && let Some(places) = parts.get(&trace)
             {
-                for (it, is_live) in of_trace.iter().zip(&mut is_live) {
-                    *is_live = self.relocate_dropped(places, it);
+                for knows in [true, false] {
+                    for (it, is_live) in of_trace.iter().zip(&mut is_live) {
+                        *is_live = *is_live || self.relocate_dropped(places, it, knows);
+                    }
                 }
                 settled = Some(dropped);
             }
@@ -443,26 +448,26 @@ impl Shard {
         }
     }
 
-    /// One of these parts of a dropped trace held what was moved, unless it was raised meanwhile.
-    fn relocate_dropped(&mut self, places: &[usize], it: &Move) -> bool {
-        let parts = || {
-            places
-                .iter()
-                .filter_map(|place| Some((place, self.retained.get(*place)?)))
+    /// One of these parts of a dropped trace held what was moved, unless it was raised meanwhile. `knows`: only a part that
+    /// knows it to be its own; what no part knows was never moved, and parts are in the order of the log.
+    fn relocate_dropped(&mut self, places: &[usize], it: &Move, knows: bool) -> bool {
+        let is_holder = |part: &Retained| {
+            let is_its = if knows {
+                part.holds(it.from)
+            } else {
+                part.is_chain()
+            };
+            is_its && part.may_hold(it.from)
         };
-        let holder = parts()
-            .find(|(_, part)| part.may_hold(it.from) && part.holds(it.from))
-            .or_else(|| {
-                let is_chain = |part: &Retained| !matches!(part.places, Places::Listed(_));
-                parts().find(|(_, part)| part.may_hold(it.from) && is_chain(part))
-            });
-        let place = holder.map(|(place, _)| *place);
-        let part = place.and_then(|place| self.retained.get_mut(place));
-        if let Some(part) = part {
-            part.relocate(it.from, it.to);
-            return true;
-        }
-        false
+        let mut places = places.iter().copied();
+        let place = places.find(|place| self.retained.get(*place).is_some_and(is_holder));
+        let Some(part) = place.and_then(|place| self.retained.get_mut(place)) else {
+            return false;
+        };
+        let before = part.places_bytes();
+        part.relocate(it.from, it.to);
+        self.places_bytes += part.places_bytes() - before;
+        true
     }
 
     fn end_pass(&mut self, pass: &Pass, now: Moment) {

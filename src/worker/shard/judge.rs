@@ -9,7 +9,7 @@ use super::{Shard, Unwritten, by_segment};
 use crate::model::{Decision, Moment, SegmentId, TraceId, Verdict, VerdictId};
 use crate::policy::{Complete, LimitAnswers, Vote};
 use crate::trace::{DecideReason, Stage, TraceEntry};
-use crate::worker::shard::{Places, Retained};
+use crate::worker::shard::Retained;
 
 /// A trace that is complete asks the limits.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -218,13 +218,8 @@ impl Shard {
                 };
                 self.metrics.spans_dropped.inc_by(u64::from(entry.spans));
                 let batch = self.last_unwritten_batch();
-                self.retain(Retained {
-                    until: decision.decided_at + self.config.drop_retain,
-                    batch,
-                    trace,
-                    fragments: by_segment(entry.fragments()),
-                    places: Places::of(&entry),
-                });
+                let until = decision.decided_at + self.config.drop_retain;
+                self.retain(Retained::of(&entry, until, batch, trace));
             }
         }
     }

@@ -18,6 +18,7 @@ mod judge;
 mod pressure;
 mod recovery;
 mod refold;
+mod retained;
 #[cfg(test)]
 mod tests;
 
@@ -36,14 +37,13 @@ use std::time::Duration;
 use crate::log::{Frames, GoneTrace, Moved, PlantedBug, Space, Writer};
 use crate::model::{Decision, Extent, FragmentHash, Moment, SegmentId, TraceId, Verdict};
 use crate::policy::{Folding, Rules, Strategy};
-use crate::trace::{
-    Deadlines, DecideReason, DecisionMemory, Decisions, FragmentRef, Index, Stage, TraceEntry,
-};
+use crate::trace::{Deadlines, DecideReason, DecisionMemory, Decisions, FragmentRef, Index, Stage};
 use crate::worker::ingest::Incoming;
 use crate::worker::metrics::{PolicyCounters, SpanFate, WorkerMetrics};
 use crate::worker::shard::compaction::Compaction;
 use handoff::Handing;
 use recovery::Recovering;
+use retained::Retained;
 
 /// What a shard is told once.
 #[derive(Debug, Clone)]
@@ -142,6 +142,8 @@ pub struct Shard {
     compaction: Compaction,
     /// Dropped traces whose bytes are still young, oldest first.
     retained: VecDeque<Retained>,
+    /// What those take beside themselves.
+    places_bytes: usize,
     /// Kept traces in the order of their verdicts, each with the batch that must be on disk before
     /// its first byte is exported.
     exports: VecDeque<(u64, TraceId)>,
@@ -196,36 +198,6 @@ struct Shown {
     decisions: i64,
     decision_bytes: i64,
     refold_traces: i64,
-}
-
-/// A dropped trace, or a part of one, whose bytes are still young.
-#[derive(Debug)]
-struct Retained {
-    /// When it was decided, and `drop_retain` more.
-    until: Moment,
-    /// Must be on disk before they go: a verdict that is lost with them would be given anew, on
-    /// what is left of the trace.
-    batch: u64,
-    trace: TraceId,
-    fragments: Box<[(SegmentId, Frames)]>,
-    places: Places,
-}
-
-/// Where the fragments of a dropped trace lie.
-#[derive(Debug)]
-enum Places {
-    /// The last one; each says where the one before it is.
-    Chain(Option<Extent>),
-    /// The same, and compaction wrote some anew after the verdict: from there to there.
-    Moved(Box<MovedChain>),
-    /// All of them: compaction wrote some anew, and no other one says where.
-    Listed(Box<[Extent]>),
-}
-
-#[derive(Debug)]
-struct MovedChain {
-    last: Option<Extent>,
-    moves: Vec<(Extent, Extent)>,
 }
 
 /// What is on its way to disk: what to undo, or to write again, should it not arrive.
@@ -284,6 +256,7 @@ impl Shard {
             index: Index::default(),
             deadlines: Deadlines::default(),
             retained: VecDeque::new(),
+            places_bytes: 0,
             exports: VecDeque::new(),
             put_back: VecDeque::new(),
             unwritten: VecDeque::new(),
@@ -503,13 +476,23 @@ impl Shard {
             self.write_verdict_beside(&decision, std::iter::once(extent.segment));
         }
         let batch = self.last_unwritten_batch();
-        self.retain(Retained {
-            until,
-            batch,
-            trace,
-            fragments: by_segment(&[FragmentRef::new(fragment.hash, extent)]),
-            places: Places::Chain(Some(extent)),
-        });
+        // Among 300,000 parts one more in the middle would move a megabyte.
+        let from = self.retained.partition_point(|it| it.until < until);
+        let same = self.retained.range_mut(from..);
+        let mut same = same.take_while(|it| it.until == until);
+        match same.find(|it| it.trace == trace && !it.fragments.is_empty()) {
+            Some(part) => {
+                let before = part.places_bytes();
+                part.batch = batch;
+                part.add(extent);
+                self.places_bytes += part.places_bytes() - before;
+            }
+            None => {
+                let mut part = Retained::empty(until, batch, trace);
+                part.add(extent);
+                self.retain(part);
+            }
+        }
     }
 
     /// Decides what is complete, forgets what is old, frees what nobody needs.
@@ -530,6 +513,7 @@ impl Shard {
             .retained
             .pop_front_if(|dropped| dropped.until <= now && dropped.batch < on_disk_before)
         {
+            self.places_bytes -= dropped.places_bytes();
             self.release(&dropped.fragments);
         }
         while let Some(&(at, trace)) = self.put_back.front() {
@@ -600,6 +584,7 @@ impl Shard {
         self.index.bytes()
             + self.retained.capacity() * size_of::<Retained>()
             + self.retained.len() * RETAINED_SEGMENTS_BYTES
+            + self.places_bytes
             + self.refold.bytes()
             + self.compaction.bytes()
     }
@@ -640,6 +625,7 @@ impl Shard {
 
     /// Puts a dropped trace among those that go when their time is over, which stand in that order.
     fn retain(&mut self, dropped: Retained) {
+        self.places_bytes += dropped.places_bytes();
         let is_last = self
             .retained
             .back()
@@ -652,102 +638,6 @@ impl Shard {
                 .partition_point(|it| it.until <= dropped.until);
             self.retained.insert(at, dropped);
         }
-    }
-}
-
-impl Places {
-    fn of(entry: &TraceEntry) -> Self {
-        if entry.is_relocated() {
-            Self::Listed(entry.fragments().iter().map(FragmentRef::extent).collect())
-        } else {
-            Self::Chain(entry.tail())
-        }
-    }
-}
-
-impl Retained {
-    /// Its fragments.
-    fn count(&self) -> u32 {
-        self.fragments.iter().map(|(_, frames)| frames.count).sum()
-    }
-
-    /// Whether a fragment may be one of its: the log alone says of most.
-    fn may_hold(&self, extent: Extent) -> bool {
-        let bytes = u64::from(extent.len);
-        let mut counted = self.fragments.iter();
-        counted.any(|(of, live)| *of == extent.segment && live.count > 0 && live.bytes >= bytes)
-    }
-
-    /// Whether a fragment is known to be one of its.
-    fn holds(&self, extent: Extent) -> bool {
-        match &self.places {
-            Places::Chain(last) => *last == Some(extent),
-            Places::Moved(chain) => {
-                let there = chain
-                    .moves
-                    .iter()
-                    .rfind(|(from, _)| Some(*from) == chain.last);
-                there.map_or(chain.last, |(_, to)| Some(*to)) == Some(extent)
-            }
-            Places::Listed(all) => all.contains(&extent),
-        }
-    }
-
-    /// One of its fragments is not there any more.
-    fn lose(&mut self, extent: Extent) {
-        for (segment, live) in &mut self.fragments {
-            if *segment == extent.segment {
-                live.count = live.count.saturating_sub(1);
-                live.bytes = live.bytes.saturating_sub(u64::from(extent.len));
-            }
-        }
-    }
-
-    /// One of its fragments lies elsewhere now.
-    fn relocate(&mut self, from: Extent, to: Extent) {
-        self.lose(from);
-        let mut fragments = std::mem::take(&mut self.fragments).into_vec();
-        fragments.retain(|(_, live)| live.count > 0);
-        let there = fragments.iter_mut().find(|(of, _)| *of == to.segment);
-        match there {
-            Some((_, live)) => live.add(to),
-            None => {
-                let mut live = Frames::default();
-                live.add(to);
-                fragments.push((to.segment, live));
-            }
-        }
-        self.fragments = fragments.into();
-        match &mut self.places {
-            Places::Listed(all) => {
-                let moved = all.iter_mut().find(|it| **it == from);
-                moved.into_iter().for_each(|it| *it = to);
-            }
-            Places::Moved(chain) => chain.moved(from, to),
-            Places::Chain(last) => {
-                let mut chain = MovedChain {
-                    last: *last,
-                    moves: Vec::new(),
-                };
-                chain.moved(from, to);
-                self.places = Places::Moved(Box::new(chain));
-            }
-        }
-    }
-}
-
-impl MovedChain {
-    /// What was moved before is moved on.
-    fn moved(&mut self, from: Extent, to: Extent) {
-        match self.moves.iter_mut().find(|(_, there)| *there == from) {
-            Some((_, there)) => *there = to,
-            None => self.moves.push((from, to)),
-        }
-    }
-
-    fn place_of(&self, extent: Extent) -> Extent {
-        let there = self.moves.iter().find(|(from, _)| *from == extent);
-        there.map_or(extent, |(_, to)| *to)
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use super::{Places, Retained, Shard, Unwritten, by_segment};
+use super::retained::Retained;
+use super::{Shard, Unwritten, by_segment};
 use crate::log::{Commit, GoneTrace, Moved, PlantedBug, Recovered, StoredFragment};
 use crate::model::{Decision, Extent, FragmentHash, Moment, SegmentId, TraceId, Verdict};
 use crate::policy::Strategy;
@@ -18,6 +19,8 @@ pub(super) struct Recovering {
     uncommitted: HashMap<TraceId, Vec<Found>>,
     /// A part of them is gone to another member: what is left is counted when it is read back.
     moved: HashSet<TraceId>,
+    /// What came after its trace's DROP.
+    late: HashMap<TraceId, Retained>,
 }
 
 /// A fragment in the log.
@@ -136,13 +139,10 @@ impl Shard {
             Some(decision) if is_committed && !decision.is_final() => Stage::Undecided,
             // It came late, and what raises the verdict takes it along.
             Some(decision) if !decision.is_final() => {
-                self.retained.push_back(Retained {
-                    until: decision.decided_at + self.config.drop_retain,
-                    batch: 0,
-                    trace,
-                    fragments: by_segment(&[FragmentRef::new(hash, extent)]),
-                    places: Places::Chain(Some(extent)),
-                });
+                let until = decision.decided_at + self.config.drop_retain;
+                let late = self.recovering.late.entry(trace);
+                let late = late.or_insert_with(|| Retained::empty(until, 0, trace));
+                late.add(extent);
                 return;
             }
             Some(_) => {
@@ -243,6 +243,12 @@ impl Shard {
         self.apply_recovered(decision);
     }
 
+    /// In any order: it is sorted in the end.
+    fn retain_recovered(&mut self, part: Retained) {
+        self.places_bytes += part.places_bytes();
+        self.retained.push_back(part);
+    }
+
     fn apply_recovered(&mut self, decision: Decision) {
         match decision.verdict {
             Verdict::Keep => {
@@ -253,13 +259,8 @@ impl Shard {
             }
             Verdict::Drop => {
                 if let Some(entry) = self.index.remove(decision.trace) {
-                    self.retained.push_back(Retained {
-                        until: decision.decided_at + self.config.drop_retain,
-                        batch: 0,
-                        trace: decision.trace,
-                        fragments: by_segment(entry.fragments()),
-                        places: Places::of(&entry),
-                    });
+                    let until = decision.decided_at + self.config.drop_retain;
+                    self.retain_recovered(Retained::of(&entry, until, 0, decision.trace));
                 }
             }
         }
@@ -361,10 +362,17 @@ impl Shard {
         self.decisions.begin_life(now);
         self.decisions.expire(now);
         self.nothing_is_to_come(now);
+        let Recovering {
+            uncommitted, late, ..
+        } = std::mem::take(&mut self.recovering);
+        let mut late: Vec<Retained> = late.into_values().collect();
+        late.sort_unstable_by_key(|part| part.trace);
+        for part in late {
+            self.retain_recovered(part);
+        }
         self.retained
             .make_contiguous()
             .sort_by_key(|dropped| dropped.until);
-        let Recovering { uncommitted, .. } = std::mem::take(&mut self.recovering);
         for found in uncommitted.into_values().flatten() {
             self.space.release([found.extent]);
         }

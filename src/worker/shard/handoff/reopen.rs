@@ -13,7 +13,8 @@ use crate::log::{Disk, Frames, ReadError, StoredFragment, Volume};
 use crate::model::{Decision, Extent, Moment, TraceId, Verdict};
 use crate::policy::Rules;
 use crate::trace::{Folded, FragmentRef, Stage};
-use crate::worker::shard::{Places, Retained, by_segment};
+use crate::worker::shard::by_segment;
+use crate::worker::shard::retained::Retained;
 
 /// A trace to be read again, and what is then to be done.
 #[derive(Debug)]
@@ -35,6 +36,14 @@ enum Purpose {
     Keep(Decision),
     /// Goes on with the state of what is held.
     Fold,
+}
+
+/// See [`Shard::stop_unwritten_reopens`].
+#[derive(Debug)]
+pub(in crate::worker::shard) struct StoppedReopen {
+    trace: TraceId,
+    purpose: Purpose,
+    dropped_at: Option<Moment>,
 }
 
 /// What was found.
@@ -67,7 +76,10 @@ impl Reopen {
             let found = chain(volume, self.trace, part)?;
             is_partial |= found.len() < part.count() as usize;
             for extent in found.into_iter().rev() {
-                let stored = read_one(volume, extent)?;
+                let Some(stored) = read_if_there(volume, extent)? else {
+                    is_partial = true;
+                    continue;
+                };
                 if reading.seen.insert(stored.hash) {
                     reading.fold(&stored);
                     dropped.push(FragmentRef::new(stored.hash, extent));
@@ -121,36 +133,42 @@ fn read_one<D: Disk>(volume: &Volume<D>, extent: Extent) -> Result<StoredFragmen
     })
 }
 
+/// `None` if the log has it no more, or has not got it whole.
+fn read_if_there<D: Disk>(
+    volume: &Volume<D>,
+    extent: Extent,
+) -> Result<Option<StoredFragment>, ReadError> {
+    match read_one(volume, extent) {
+        Ok(stored) => Ok(Some(stored)),
+        Err(ReadError::Damaged { .. } | ReadError::Moved { .. }) => Ok(None),
+        Err(ReadError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// Where the fragments of a dropped part lie, the last one first, up to where the log has no more of them.
 fn chain<D: Disk>(
     volume: &Volume<D>,
     trace: TraceId,
     part: &Retained,
 ) -> Result<Vec<Extent>, ReadError> {
-    let (mut next, moved) = match &part.places {
-        Places::Chain(last) => (*last, None),
-        Places::Moved(chain) => (chain.last, Some(chain)),
-        Places::Listed(all) => return Ok(all.iter().rev().copied().collect()),
-    };
-    let mut found = Vec::new();
+    let mut found: Vec<Extent> = part.listed().rev().collect();
+    let in_chain = (part.count() as usize).saturating_sub(found.len());
+    let mut next = part.end();
     let mut hashes = HashSet::new();
     while let Some(extent) = next
-        && hashes.len() < part.count() as usize
+        && hashes.len() < in_chain
     {
-        // A copy says where the one before it was before that was moved, as all of them do.
-        let extent = moved.map_or(extent, |chain| chain.place_of(extent));
-        let stored = match read_one(volume, extent) {
-            Ok(stored) if stored.trace == trace => stored,
-            Ok(_) | Err(ReadError::Damaged { .. } | ReadError::Moved { .. }) => break,
-            Err(ReadError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
-                break;
-            }
-            Err(error) => return Err(error),
+        let Some(stored) = read_if_there(volume, extent)?.filter(|it| it.trace == trace) else {
+            break;
         };
         if hashes.insert(stored.hash) {
             found.push(extent);
         }
-        next = stored.previous;
+        // A copy says where the one before it was before that was moved, as all of them do.
+        next = stored.previous.map(|it| part.place_of(it));
     }
     Ok(found)
 }
@@ -422,17 +440,59 @@ impl Shard {
             }
             if part.trace == trace && !part.fragments.is_empty() {
                 // Its place stays, and has nothing to release.
-                let empty = Retained {
-                    until: part.until,
-                    batch: part.batch,
-                    trace,
-                    fragments: Box::default(),
-                    places: Places::Chain(None),
-                };
+                let empty = Retained::empty(part.until, part.batch, trace);
+                self.places_bytes -= part.places_bytes();
                 taken.push(std::mem::replace(part, empty));
             }
         }
         taken
+    }
+
+    /// A batch failed. What was to be read when it is on disk may hold what was in it: that is found out while the
+    /// parts are where they were, and then it begins again.
+    pub(in crate::worker::shard) fn stop_unwritten_reopens(&mut self) -> Vec<StoppedReopen> {
+        let written_before = self.written_before;
+        let reopens = std::mem::take(&mut self.handing.reopens);
+        let (waiting, written): (Vec<_>, _) = reopens
+            .into_iter()
+            .partition(|(batch, _)| *batch >= written_before);
+        self.handing.reopens = written.into();
+        let mut stopped = Vec::new();
+        for (_, reopen) in waiting {
+            let until = reopen.dropped.first().map(|part| part.until);
+            stopped.push(StoppedReopen {
+                trace: reopen.trace,
+                purpose: reopen.purpose,
+                dropped_at: until.map(|it| it.before(self.config.drop_retain)),
+            });
+            self.retain_again(reopen.dropped);
+        }
+        stopped
+    }
+
+    pub(in crate::worker::shard) fn begin_reopens_again(&mut self, stopped: Vec<StoppedReopen>) {
+        for StoppedReopen {
+            trace,
+            purpose,
+            dropped_at,
+        } in stopped
+        {
+            if let Purpose::Keep(keep) = purpose {
+                if let Some(at) = dropped_at {
+                    self.resurrect(keep, at);
+                }
+                continue;
+            }
+            let entry = self.index.get_mut(trace);
+            let Some(transfer) = entry.and_then(|it| it.transfer.as_mut()) else {
+                continue;
+            };
+            transfer.is_reopening = false;
+            match purpose {
+                Purpose::Fold => self.fold_anew(trace),
+                Purpose::Evaluate | Purpose::Keep(_) => self.reopen(trace),
+            }
+        }
     }
 
     fn retain_again(&mut self, parts: Vec<Retained>) {
