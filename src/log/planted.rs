@@ -48,7 +48,8 @@ pub enum PlantedBug {
     /// A segment goes with the tombstones of others that are still there. Not among [`PlantedBug::ALL`]: as long as
     /// verdicts and exported hashes are remembered, longer than a run there takes, they are carried forward, too.
     TombstoneLeftBehind,
-    /// Of two copies of a fragment a start holds the older one.
+    /// Of two copies of a fragment a start holds the older one. Not among [`PlantedBug::ALL`] for the same reason: what
+    /// is settled of a segment that is still there is hardly ever carried forward. A test of the shard finds it.
     OlderCopyHeld,
     /// What was exported goes on to be read where it was before it was moved, and is not found.
     MovedNotLookedFor,
@@ -88,7 +89,7 @@ pub enum PlantedBug {
 
 impl PlantedBug {
     /// Those that `tests/crash` finds.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 20] = [
         Self::AckBeforeWrite,
         Self::TombstoneBeforeExport,
         Self::TornTailKept,
@@ -106,7 +107,6 @@ impl PlantedBug {
         Self::UnsyncedTakenOver,
         Self::FooterBeforeSync,
         Self::CopyNotAwaited,
-        Self::OlderCopyHeld,
         Self::MovedNotLookedFor,
         Self::ExportsForgotten,
         Self::ArrivalsMoved,

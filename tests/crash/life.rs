@@ -25,6 +25,9 @@ pub(crate) struct Stage {
     metrics: WorkerMetrics,
 }
 
+/// A run writes some hundred; so many are no log that comes to rest.
+const SEGMENTS_AT_REST: usize = 1_000;
+
 /// Why an exporter does not get a trace.
 enum Unread {
     /// Compaction moved it.
@@ -58,6 +61,8 @@ pub(crate) struct Lives<'a> {
     works: Vec<(usize, ExportWork)>,
     books: Books,
     crashes: u64,
+    /// By a fault of the plan.
+    reads_fail: bool,
 }
 
 impl Stage {
@@ -184,6 +189,7 @@ impl<'a> Lives<'a> {
             works: Vec::new(),
             books,
             crashes: 0,
+            reads_fail: false,
         }
     }
 
@@ -280,7 +286,10 @@ impl<'a> Lives<'a> {
                 Fault::WritesAfter(writes) => self.disk.fail_writes_after(Some(writes)),
                 Fault::Syncs => self.disk.fail_syncs(true),
                 Fault::Unlinks => self.disk.fail_unlinks(true),
-                Fault::Reads => self.disk.fail_reads(true),
+                Fault::Reads => {
+                    self.reads_fail = true;
+                    self.disk.fail_reads(true);
+                }
                 Fault::Full => self
                     .disk
                     .limit_bytes(Some(self.random.random_range(0..2_000))),
@@ -301,6 +310,7 @@ impl<'a> Lives<'a> {
         self.disk.fail_writes_after(None);
         self.disk.fail_syncs(false);
         self.disk.fail_unlinks(false);
+        self.reads_fail = false;
         self.disk.fail_reads(false);
         self.disk.limit_bytes(None);
     }
@@ -410,6 +420,12 @@ impl<'a> Lives<'a> {
         let read = match read {
             Ok(read) => read,
             Err(unread) => {
+                let may_fail = self.reads_fail || self.disk.death().is_some();
+                if matches!(unread, Unread::Failed) && !may_fail {
+                    self.books.violation(
+                        "what is to be exported is not found, and the disk is well".into(),
+                    );
+                }
                 for work in [delivered, rest] {
                     match unread {
                         Unread::Moved => self.worker.offer_again(shard, work),
@@ -615,6 +631,10 @@ impl<'a> Lives<'a> {
         self.now = self.now + Duration::from_secs(seconds);
         for shard in 0..self.shards {
             for _ in 0..4 {
+                if self.worker.space().segments() > SEGMENTS_AT_REST {
+                    self.books.violation("a log at rest grows and grows".into());
+                    return;
+                }
                 self.turn(shard);
                 self.write(shard);
                 while self.worker.refold(shard) {

@@ -4,7 +4,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use super::*;
-use crate::log::ReadError;
+use crate::log::{ReadError, Recovered};
 use crate::worker::compactor;
 
 const SEGMENT: u32 = 64 << 10;
@@ -303,4 +303,53 @@ fn a_request_that_was_exported_is_recognised_after_a_restart_when_its_segment_is
         assert!(!got.contains_key(&trace(1)), "{got:?}");
         bench.live_through(start..start + 90);
     }
+}
+
+/// A crash left a fragment and its copy; then a segment that said that the first one is settled went, and left GONE.
+fn held_of_two_copies() -> Vec<Extent> {
+    let mut shard = Bench::of_small_segments(rules(timing(), true)).shard;
+    for extent in [OLDER, YOUNGER] {
+        shard.recover(Recovered::Fragment {
+            extent,
+            trace: trace(1),
+            hash: FragmentHash(7),
+            arrival: at(0),
+            spans: 1,
+            span_bytes: 80,
+            has_root: false,
+            is_received: false,
+        });
+    }
+    let gone = GoneTrace {
+        trace: trace(1),
+        live: Vec::new(),
+    };
+    shard.recover(Recovered::Gone {
+        segment: OLDER.segment,
+        traces: vec![gone],
+    });
+    shard.recovered(at(1));
+    let entry = shard.index.get(trace(1)).into_iter();
+    let held = entry.flat_map(|entry| entry.fragments());
+    held.map(FragmentRef::extent).collect()
+}
+
+const OLDER: Extent = Extent {
+    segment: SegmentId(901),
+    offset: 64,
+    len: 100,
+};
+const YOUNGER: Extent = Extent {
+    segment: SegmentId(905),
+    offset: 640,
+    len: 100,
+};
+
+#[test]
+fn of_two_copies_a_start_holds_the_younger_one() {
+    assert_eq!(held_of_two_copies(), [YOUNGER]);
+    PlantedBug::plant(Some(PlantedBug::OlderCopyHeld));
+    let held = held_of_two_copies();
+    PlantedBug::plant(None);
+    assert_eq!(held, [], "nobody finds this bug");
 }
