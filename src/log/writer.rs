@@ -164,16 +164,16 @@ impl Writer {
         self.append(&Record::Verdict(decision))
     }
 
-    /// The backend has these fragments of the trace. A very long list becomes several records, of
-    /// which the last one's place is returned.
+    /// The backend has these fragments of the trace. A very long list becomes several records, as in
+    /// [`Writer::checkpoint`].
     pub fn exported(&mut self, trace: TraceId, fragments: &[FragmentHash]) -> Extent {
         let (first, rest) = fragments.split_at(fragments.len().min(HASHES_PER_RECORD));
-        let mut extent = self.append(&Record::Exported {
+        let extent = self.append(&Record::Exported {
             trace,
             fragments: first,
         });
         for fragments in rest.chunks(HASHES_PER_RECORD) {
-            extent = self.append(&Record::Exported { trace, fragments });
+            self.append(&Record::Exported { trace, fragments });
         }
         extent
     }
@@ -190,7 +190,8 @@ impl Writer {
 
     /// Decisions that outlive the segments they were made in. A very long list becomes several
     /// records, of which the first one's place is returned: the others may lie in a younger
-    /// segment, and whoever carries them forward must begin before the first one goes.
+    /// segment, and whoever carries them forward must begin before the first one goes, and let the first one go
+    /// before the others.
     pub fn checkpoint(&mut self, decisions: &[Decision]) -> Extent {
         let (first, rest) = decisions.split_at(decisions.len().min(DECISIONS_PER_RECORD));
         let extent = self.append(&Record::Checkpoint(first));

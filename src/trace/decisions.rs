@@ -247,15 +247,15 @@ impl Decisions {
         found
     }
 
-    /// What `from` said was exported stands in another segment, too, and with it all else that was exported of the
-    /// same traces: it was written with it.
-    pub fn exports_carried(&mut self, from: SegmentId, into: SegmentId) {
-        let of_from = self.exports.iter().filter(|it| it.recorded_in == from);
-        let carried: HashSet<TraceId> = of_from.map(|it| it.trace).collect();
+    /// All that was exported of these traces stands in another segment each, too.
+    pub fn exports_carried(&mut self, carried: &HashMap<TraceId, SegmentId>) {
+        if carried.is_empty() {
+            return;
+        }
         for export in &mut self.exports {
-            if export.recorded_in == into || !carried.contains(&export.trace) {
+            let Some(&into) = carried.get(&export.trace) else {
                 continue;
-            }
+            };
             if let Some(hashes) = self.exported_in.get_mut(&export.recorded_in) {
                 *hashes -= export.hashes.min(*hashes);
                 if *hashes == 0 {
@@ -481,7 +481,9 @@ mod tests {
         }
         let found = |decisions: &Decisions, segment| decisions.exports_in(SegmentId(segment)).len();
         assert_eq!((found(&decisions, 1), found(&decisions, 2)), (0, 2));
-        decisions.exports_carried(SegmentId(2), SegmentId(5));
+        let all = decisions.exports_in(SegmentId(2)).into_iter();
+        let carried = all.map(|(trace, _)| (trace, SegmentId(5))).collect();
+        decisions.exports_carried(&carried);
         assert_eq!((found(&decisions, 2), found(&decisions, 5)), (0, 2));
         decisions.expire(at(310));
         assert_eq!(found(&decisions, 5), 1);
@@ -507,7 +509,7 @@ mod tests {
         }
         let carried = decisions.exports_in(SegmentId(2));
         assert_eq!(carried[0].1.len(), 4);
-        decisions.exports_carried(SegmentId(2), SegmentId(9));
+        decisions.exports_carried(&HashMap::from([(kept.trace, SegmentId(9))]));
         for segment in 2..6 {
             assert_eq!(decisions.carried_bytes(SegmentId(segment)).1, 0);
             assert!(decisions.exports_in(SegmentId(segment)).is_empty());

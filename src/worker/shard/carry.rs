@@ -1,7 +1,7 @@
 //! What a segment says of others, and what is remembered of it, when it goes: which of that is needed still is
 //! appended anew, before.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::{Shard, Unwritten};
 use crate::log::{Frames, GoneTrace, PlantedBug};
@@ -31,6 +31,15 @@ impl Shard {
         self.compaction.coverage.unlist(segment);
     }
 
+    /// A long list of records begins in this segment, and what it says is carried forward when that one goes: the
+    /// others that it lies in must not go before.
+    pub(super) fn go_behind(&mut self, first: SegmentId) {
+        let current = self.writer.segment().unwrap_or(first);
+        for later in first.0 + 1..=current.0 {
+            self.compaction.coverage.unlist(SegmentId(later));
+        }
+    }
+
     /// A record in one segment is about these fragments of a trace.
     pub(super) fn note_covered(
         &mut self,
@@ -57,6 +66,7 @@ impl Shard {
         let in_front: HashSet<TraceId> = decisions.iter().map(|it| it.trace).collect();
         if !decisions.is_empty() && !PlantedBug::CheckpointForgotten.is_planted() {
             let extent = self.writer.checkpoint(&decisions);
+            self.go_behind(extent.segment);
             self.decisions.carried(ranges, extent.segment);
             self.note_unwritten(Unwritten::Checkpoint(decisions));
             touched.insert(extent.segment);
@@ -82,6 +92,7 @@ impl Shard {
             if !verdicts.is_empty() {
                 // What it covers is noted with the GONE behind it, which lies there or in a younger one.
                 let extent = self.writer.checkpoint(&verdicts);
+                self.go_behind(extent.segment);
                 touched.insert(extent.segment);
                 for decision in &verdicts {
                     let coverage = &mut self.compaction.coverage;
@@ -114,18 +125,15 @@ impl Shard {
         if self.space.is_tight() || PlantedBug::ExportsForgotten.is_planted() {
             return;
         }
-        let mut first = None;
+        let mut carried = HashMap::new();
         for (trace, hashes) in self.decisions.exports_in(from) {
-            let before = self.writer.segment();
-            let extent = self.writer.exported(trace, &hashes);
-            // They may lie in several; they are carried forward again when the first of those goes.
-            first = first.or(before).or(Some(extent.segment));
-            touched.insert(extent.segment);
+            let first = self.writer.exported(trace, &hashes).segment;
+            self.go_behind(first);
+            touched.insert(first);
+            carried.insert(trace, first);
             self.note_unwritten(Unwritten::Exported(trace, hashes));
         }
-        if let Some(first) = first {
-            self.decisions.exports_carried(from, first);
-        }
+        self.decisions.exports_carried(&carried);
     }
 
     pub(super) fn write_gone(

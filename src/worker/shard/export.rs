@@ -102,8 +102,8 @@ impl Shard {
             let trace = export.decision.trace;
             let hashes: Vec<FragmentHash> =
                 export.fragments.iter().map(FragmentRef::hash).collect();
-            let before = self.writer.segment();
             let recorded_in = self.writer.exported(trace, &hashes).segment;
+            self.go_behind(recorded_in);
             self.decisions
                 .note_exported(trace, hashes.iter().copied(), recorded_in, now);
             self.note_unwritten(Unwritten::Exported(trace, hashes));
@@ -129,10 +129,6 @@ impl Shard {
                 self.release(&places);
             }
             self.note_covered(recorded_in, trace, &places);
-            if let Some(before) = before {
-                // A long list begins there.
-                self.note_covered(before, trace, &places);
-            }
             if is_done {
                 self.index.remove(trace);
             } else {

@@ -50,6 +50,7 @@ impl Shard {
             .inc_by(decisions.len() as u64);
         let extent = self.writer.checkpoint(&decisions);
         self.goes_in_its_order(extent.segment);
+        self.go_behind(extent.segment);
         for (decision, raises) in new {
             self.remember(decision, extent.segment);
             if let Some(dropped_at) = raises {
