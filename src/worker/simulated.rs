@@ -12,9 +12,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use crate::cluster::ViewHandle;
-use crate::log::{
-    Disk, Footed, PlantedBug, ReadError, RecoveryReport, Space, StoredFragment, Volume,
-};
+use crate::log::{Disk, Footed, ReadError, RecoveryReport, Space, StoredFragment, Volume};
 use crate::model::{Decision, Extent, Member, Moment, TraceId};
 use crate::net::admission::Budget;
 use crate::net::client::Dial;
@@ -210,12 +208,6 @@ impl<D: Disk> SimulatedWorker<D> {
 
     /// Until when this worker gives verdicts, from its next turns on.
     pub fn set_deciding(&self, until: Option<Moment>) {
-        let is_careless = PlantedBug::JudgedWhileJoining.is_planted();
-        let until = if is_careless {
-            Some(Moment::NEVER)
-        } else {
-            until
-        };
         for shard in &self.shards {
             shard.handle.set_deciding(until);
         }

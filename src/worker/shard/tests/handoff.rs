@@ -323,6 +323,48 @@ fn a_trace_is_not_judged_when_half_of_it_has_arrived() {
 }
 
 #[test]
+fn what_is_under_way_is_not_judged_though_it_belongs_here_again() {
+    let (mut a, _, of_b) = pair(&rules(wait(30), true));
+    let n = of_b[0];
+    a.append_as(&spans(n, 1..3, "a"), Placement::Custody, at(0))
+        .unwrap();
+    a.write();
+    let (work, _) = a.hand_out(CHUNK, at(1)).unwrap();
+    a.append_as(&spans(n, 3..4, "b"), Placement::Custody, at(2))
+        .unwrap();
+    a.write();
+    a.join(&ring_of(&[0]), 0, at(2));
+    a.tick(at(40));
+    assert!(
+        a.shard.verdict(trace(n)).is_none(),
+        "a part may be elsewhere"
+    );
+    a.shard.handoff_failed(work, at(41));
+    a.tick(at(42));
+    assert_eq!(a.exports(at(42))[&trace(n)], BTreeSet::from([1, 2, 3]));
+}
+
+#[test]
+fn planted_bugs_that_no_simulation_meets_are_found_here() {
+    let tests: [(PlantedBug, fn()); 2] = [
+        (
+            PlantedBug::CopyOfLeavingRefused,
+            of_two_handoffs_of_one_trace_that_cross_neither_deletes_the_last_copy,
+        ),
+        (
+            PlantedBug::JudgedUnderWay,
+            what_is_under_way_is_not_judged_though_it_belongs_here_again,
+        ),
+    ];
+    for (bug, test) in tests {
+        PlantedBug::plant(Some(bug));
+        let found = std::panic::catch_unwind(test);
+        PlantedBug::plant(None);
+        assert!(found.is_err(), "{bug:?}");
+    }
+}
+
+#[test]
 fn evidence_after_a_drop_raises_it_with_all_that_the_log_still_holds() {
     let (mut a, mut b, of_b) = pair(&errors_are_kept());
     let n = of_b[0];
