@@ -148,7 +148,7 @@ impl Peering {
         if let Some(by) = roster.fenced_by() {
             return Err(format!(
                 "another process has the name {name} and started later (incarnation {by}); this one gives no \
-                 verdict any more: stop one of them"
+                 verdict any more and hands over what it has: stop one of them"
             ));
         }
         if !roster.was_listed() {
@@ -242,6 +242,9 @@ impl Peering {
         for note in &effects.notes {
             self.metrics.note(note);
             log(note);
+            if matches!(note, Note::Fenced(_)) {
+                self.worker.give_all_away();
+            }
         }
         for member in effects.hello {
             self.hellos.send_modify(|under_way| *under_way += 1);
@@ -322,11 +325,18 @@ impl PeerService for PeeringService {
         self.0.view.load().fingerprint()
     }
 
-    fn admit(&self, caller: &Caller) -> Result<(), Refusal> {
+    fn admit(&self, caller: &Caller, gives: bool) -> Result<(), Refusal> {
         let Some((from, _)) = &caller.from else {
             return Ok(());
         };
-        let Some(distrust) = self.0.roster().distrust(from) else {
+        let roster = self.0.roster();
+        let distrust = if gives {
+            roster.distrust_of_giver(from)
+        } else {
+            roster.distrust(from)
+        };
+        drop(roster);
+        let Some(distrust) = distrust else {
             return Ok(());
         };
         self.0.metrics.distrusted(&distrust);
@@ -452,7 +462,7 @@ fn log(note: &Note) {
         }
         Note::Fenced(by) => error!(
             incarnation = %by,
-            "another process has this worker's name and is younger: no verdict is given here any more; stop one of them"
+            "another process has this worker's name and is younger: no verdict is given here any more, and what is here goes to the others; stop one of them"
         ),
     }
 }

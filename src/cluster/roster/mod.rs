@@ -270,9 +270,10 @@ impl Roster {
         &self.me
     }
 
-    /// What this worker says of itself.
+    /// What this worker says of itself. Who is fenced hands over what it has, as who leaves does.
     pub fn state(&self) -> MemberState {
         match self.phase {
+            _ if self.fenced.is_some() => MemberState::Draining,
             Phase::Indexing | Phase::Joining(_) => MemberState::Joining,
             Phase::Ready => MemberState::Ready,
             Phase::Draining => MemberState::Draining,
@@ -329,6 +330,16 @@ impl Roster {
             std::cmp::Ordering::Equal if caller.store != known.store => Some(Distrust::Copy),
             _ => None,
         }
+    }
+
+    /// The same of a caller that hands over. An older process whose name a younger one took may give away what it
+    /// holds: nobody else has it. If both have one store, the younger one has it, and how far it was brought meanwhile.
+    pub fn distrust_of_giver(&self, caller: &Identity) -> Option<Distrust> {
+        let distrust = self.distrust(caller)?;
+        let known = self.lives.get(&caller.member).map(|(known, _)| known);
+        let is_fenced = matches!(distrust, Distrust::Stale { .. })
+            && known.is_some_and(|known| known.store != caller.store);
+        (!is_fenced).then_some(distrust)
     }
 
     /// The one way in.

@@ -312,6 +312,23 @@ fn an_older_life_of_a_name_is_never_believed() {
 }
 
 #[test]
+fn who_is_fenced_may_give_away_what_nobody_else_has() {
+    let mut desk = Desk::joined_with_a();
+    let older = said("a", 5, MemberState::Draining).identity;
+    let mut younger = said("a", 6, MemberState::Ready);
+    desk.tell(Event::Hello(younger.clone()));
+    assert!(desk.roster.distrust_of_giver(&older).is_some(), "one store");
+    younger.identity.incarnation = Incarnation(7);
+    younger.identity.store = StoreId(8);
+    desk.tell(Event::Hello(younger.clone()));
+    assert!(desk.roster.distrust(&older).is_some());
+    assert_eq!(desk.roster.distrust_of_giver(&older), None);
+    let mut copy = younger.identity;
+    copy.store = StoreId(9);
+    assert_eq!(desk.roster.distrust_of_giver(&copy), Some(Distrust::Copy));
+}
+
+#[test]
 fn a_copy_of_a_data_dir_is_not_believed_and_a_new_one_is_noted() {
     let mut desk = Desk::joined_with_a();
     let mut other = said("a", 5, MemberState::Ready);
@@ -334,6 +351,7 @@ fn a_younger_process_of_my_name_ends_my_verdicts() {
     desk.hello("me", 101, MemberState::Ready);
     assert!(desk.noted(&Note::Fenced(Incarnation(101))));
     assert_eq!(desk.roster.may_decide_until(), None);
+    assert_eq!(desk.roster.state(), MemberState::Draining);
     // By way of a peer that knows the younger one.
     let mut desk = Desk::joined_with_a();
     desk.tell(Event::NotAnswered(member("a"), NoAnswer::WeAreStale));

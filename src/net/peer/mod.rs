@@ -133,8 +133,8 @@ pub trait PeerService: Send + Sync + 'static {
     fn fingerprint(&self) -> Fingerprint;
 
     /// Whether to believe that a caller is who it says it is; asked before each of the methods below but `hello`,
-    /// which tells itself.
-    fn admit(&self, caller: &Caller) -> Result<(), Refusal>;
+    /// which tells itself. `gives`: it hands over.
+    fn admit(&self, caller: &Caller, gives: bool) -> Result<(), Refusal>;
 
     /// `seen_at`: where the caller's connection comes from.
     fn hello(&self, hello: Hello, seen_at: IpAddr) -> Result<Hello, Refusal>;

@@ -47,7 +47,7 @@ impl PeerService for Parrot {
         Fingerprint(7)
     }
 
-    fn admit(&self, caller: &Caller) -> Result<(), Refusal> {
+    fn admit(&self, caller: &Caller, _: bool) -> Result<(), Refusal> {
         match &caller.from {
             Some((from, _)) if from.incarnation < Incarnation(10) => Err(Refusal::new(
                 RefusalReason::StaleIncarnation,

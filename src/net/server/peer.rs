@@ -115,7 +115,7 @@ async fn serve<S: PeerService>(
     caller.means(service.identity(), service.cluster())?;
     // A hello is itself how one learns whom to believe.
     if !matches!(asked, Asked::Hello(_)) {
-        service.admit(&caller)?;
+        service.admit(&caller, matches!(asked, Asked::Handoff(_)))?;
     }
     let answering = |service: &S| Answering {
         identity: service.identity().clone(),

@@ -31,7 +31,7 @@ impl Worker {
         if *self.leaving.borrow() {
             return Err(Refusal::new(
                 RefusalReason::Unready,
-                "this worker is leaving and takes nothing over",
+                "this worker is leaving, or another one has its name: it takes nothing over",
             ));
         }
         let message = match self.unfinished_messages.take(from, &call, self.clock.now()) {
@@ -175,6 +175,11 @@ impl Worker {
     fn has_others(&self) -> bool {
         let view = self.view.load();
         view.table.members().iter().any(|it| *it != self.name)
+    }
+
+    /// Without an end: another process has this one's name.
+    pub(crate) fn give_all_away(&self) {
+        self.leaving.send_replace(true);
     }
 
     /// Hands everything to the others, at most until `deadline` is over; requests may still come. Returns how
