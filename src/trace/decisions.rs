@@ -485,6 +485,11 @@ mod tests {
         let carried = all.map(|(trace, _)| (trace, SegmentId(5))).collect();
         decisions.exports_carried(&carried);
         assert_eq!((found(&decisions, 2), found(&decisions, 5)), (0, 2));
+        // Each where it lies: the younger segment may go first.
+        decisions.exports_carried(&HashMap::from([(decision(1, at(0)).trace, SegmentId(6))]));
+        assert_eq!((found(&decisions, 5), found(&decisions, 6)), (1, 1));
+        let back = HashMap::from([(decision(1, at(0)).trace, SegmentId(5))]);
+        decisions.exports_carried(&back);
         decisions.expire(at(310));
         assert_eq!(found(&decisions, 5), 1);
         decisions.begin_life(at(400));

@@ -1,5 +1,7 @@
 //! Segments that go before their turn: what they hold is elsewhere by then, and what they say, too.
 
+use std::collections::BTreeSet;
+
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -187,7 +189,7 @@ fn what_was_dropped_and_is_young_is_moved_and_found_when_its_drop_rises() {
         assert_eq!(dropped.verdict, Verdict::Drop);
         bench.append(&spans(1, 4..5, "late"), at(21)).unwrap();
         assert!(bench.write_at(at(21)));
-        let segments = |bench: &Bench| -> std::collections::BTreeSet<SegmentId> {
+        let segments = |bench: &Bench| -> BTreeSet<SegmentId> {
             let parts = bench.shard.retained.iter();
             let parts = parts.filter(|it| it.trace == trace(1));
             parts
@@ -302,6 +304,27 @@ fn a_request_that_was_exported_is_recognised_after_a_restart_when_its_segment_is
         let got = bench.export(at(start));
         assert!(!got.contains_key(&trace(1)), "{got:?}");
         bench.live_through(start..start + 90);
+    }
+}
+
+#[test]
+fn what_was_exported_is_carried_from_the_segment_that_it_was_carried_into() {
+    let mut bench = Bench::of_small_segments(rules(timing(), true));
+    for n in 0..3 {
+        bench.append(&spans(n, 0..1, "kept"), at(0)).unwrap();
+    }
+    bench.tick(at(10));
+    // Two of these lists do not fit into one segment.
+    for n in 0..3 {
+        let hashes = (0..3_000).map(FragmentHash);
+        let decisions = &mut bench.shard.decisions;
+        decisions.note_exported(trace(n), hashes, SegmentId(900), at(10));
+    }
+    let mut into = BTreeSet::new();
+    bench.shard.carry_exports(SegmentId(900), &mut into);
+    assert_eq!(into.len(), 3);
+    for segment in into {
+        assert_eq!(bench.shard.decisions.exports_in(segment).len(), 1);
     }
 }
 

@@ -423,6 +423,29 @@ fn what_comes_late_under_a_drop_goes_out_when_that_rises() {
 }
 
 #[test]
+fn what_a_failed_batch_takes_from_a_drop_that_rises_is_released_once() {
+    let (_, mut b, of_b) = pair(&errors_are_kept());
+    let n = of_b[0];
+    b.append(&span(n, 2, 0, |_| ()), at(0)).unwrap();
+    b.write();
+    b.tick(at(30));
+    let live = |bench: &Bench| bench.space.live_and_used_bytes().0;
+    let before = live(&b);
+    b.append(&span(n, 3, 0, |_| ()), at(31)).unwrap();
+    let keep = Decision {
+        verdict: Verdict::Keep,
+        ..*b.shard.verdict(trace(n)).unwrap()
+    };
+    b.shard.learn(&[keep], at(31));
+    b.fail(at(31));
+    b.tick(at(40));
+    b.read_again(at(40));
+    assert_eq!(live(&b), before);
+    let held = b.shard.index.get(trace(n)).map(|it| it.spans);
+    assert_eq!(held, Some(1), "the late one was never acknowledged");
+}
+
+#[test]
 fn evidence_that_changes_nothing_stays_dropped_and_so_does_what_comes_too_late() {
     let (mut a, mut b, of_b) = pair(&errors_are_kept());
     let (n, m) = (of_b[0], of_b[1]);
