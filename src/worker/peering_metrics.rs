@@ -177,7 +177,7 @@ impl PeeringMetrics {
     }
 
     pub(crate) fn show(&self, roster: &Roster) {
-        let ready = roster.state() == MemberState::Ready && roster.fenced_by().is_none();
+        let ready = roster.state() == MemberState::Ready;
         self.deciding.set(ready.into());
     }
 }

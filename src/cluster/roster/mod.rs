@@ -15,7 +15,7 @@
 //!   peers. Should it be dead, its traces are held in custody.
 //! - **What peers tell of others** ([`Event::Told`]) is where to look, no more: who does not answer here is not in.
 //! - **One life a name.** A lower incarnation than one that was heard is refused, also after the name left. A process that
-//!   learns of a younger one of its own name is *fenced*: it gives no verdict any more.
+//!   learns of a younger one of its own name is *fenced*: it gives no verdict any more, and hands over what it holds.
 //! - **Joining** (`joining`): no verdict before every reachable peer has told what it holds for this worker.
 
 mod entry;
@@ -272,8 +272,10 @@ impl Roster {
 
     /// What this worker says of itself. Who is fenced hands over what it has, as who leaves does.
     pub fn state(&self) -> MemberState {
+        if self.fenced.is_some() {
+            return MemberState::Draining;
+        }
         match self.phase {
-            _ if self.fenced.is_some() => MemberState::Draining,
             Phase::Indexing | Phase::Joining(_) => MemberState::Joining,
             Phase::Ready => MemberState::Ready,
             Phase::Draining => MemberState::Draining,

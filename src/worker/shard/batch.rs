@@ -198,17 +198,10 @@ impl Shard {
         for (trace, lost) in dropped {
             // Few: what comes late joins the part that is there.
             let mut of_trace: Vec<usize> = places.get(&trace).cloned().unwrap_or_default();
-            // Of one trace there are several if something came after its verdict, each with a chain of its own.
-            of_trace
-                .sort_by_key(|place| !self.retained.get(*place).is_some_and(|it| it.holds(lost)));
-            for place in of_trace {
-                let part = self.retained.get_mut(place);
-                if let Some(part) = part.filter(|it| it.may_hold(lost)) {
-                    let before = part.places_bytes();
-                    part.lose(lost);
-                    self.places_bytes -= before - part.places_bytes();
-                    break;
-                }
+            of_trace.retain(|place| self.retained[*place].may_hold(lost));
+            let known = of_trace.iter().find(|it| self.retained[**it].holds(lost));
+            if let Some(place) = known.or(of_trace.first()) {
+                self.change_retained(*place, |part| part.lose(lost));
             }
         }
     }

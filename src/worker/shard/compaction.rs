@@ -461,12 +461,10 @@ impl Shard {
         };
         let mut places = places.iter().copied();
         let place = places.find(|place| self.retained.get(*place).is_some_and(is_holder));
-        let Some(part) = place.and_then(|place| self.retained.get_mut(place)) else {
+        let Some(place) = place else {
             return false;
         };
-        let before = part.places_bytes();
-        part.relocate(it.from, it.to);
-        self.places_bytes += part.places_bytes() - before;
+        self.change_retained(place, |part| part.relocate(it.from, it.to));
         true
     }
 

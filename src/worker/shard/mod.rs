@@ -478,15 +478,13 @@ impl Shard {
         let batch = self.last_unwritten_batch();
         // Among 300,000 parts one more in the middle would move a megabyte.
         let from = self.retained.partition_point(|it| it.until < until);
-        let same = self.retained.range_mut(from..);
+        let same = self.retained.range(from..);
         let mut same = same.take_while(|it| it.until == until);
-        match same.find(|it| it.trace == trace && !it.fragments.is_empty()) {
-            Some(part) => {
-                let before = part.places_bytes();
+        match same.position(|it| it.trace == trace && !it.fragments.is_empty()) {
+            Some(place) => self.change_retained(from + place, |part| {
                 part.batch = batch;
                 part.add(extent);
-                self.places_bytes += part.places_bytes() - before;
-            }
+            }),
             None => {
                 let mut part = Retained::empty(until, batch, trace);
                 part.add(extent);
@@ -621,6 +619,15 @@ impl Shard {
             .inc_by(now.refold_traces - was.refold_traces);
         self.shown = now;
         self.show_handing();
+    }
+
+    /// What it takes is counted.
+    fn change_retained(&mut self, place: usize, change: impl FnOnce(&mut Retained)) {
+        if let Some(part) = self.retained.get_mut(place) {
+            self.places_bytes -= part.places_bytes();
+            change(part);
+            self.places_bytes += part.places_bytes();
+        }
     }
 
     /// Puts a dropped trace among those that go when their time is over, which stand in that order.

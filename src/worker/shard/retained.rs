@@ -49,12 +49,10 @@ impl Retained {
             (entry.tail(), None)
         };
         Self {
-            until,
-            batch,
-            trace,
             fragments: by_segment(entry.fragments()),
             last,
             known,
+            ..Self::empty(until, batch, trace)
         }
     }
 
